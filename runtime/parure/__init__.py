@@ -1,0 +1,8 @@
+"""parure: the light runtime that drives the denoise-and-mask loop. Imports neither torch nor onnx nor tensorrt."""
+
+from parure.errors import ParureError
+from parure.geometry import Box
+from parure.tryon import Progress, Result, TryOn
+from parure.tryon import open_tryon as open
+
+__all__ = ["Box", "ParureError", "Progress", "Result", "TryOn", "open"]

@@ -1,0 +1,89 @@
+"""`parure run`: one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from parure.errors import InputError
+from parure.geometry import Box
+from parure.image import load_image, save_png
+from parure.pictures import mask_strip
+from parure.tryon import Result, TryOn, open_tryon
+
+
+@click.command("run")
+@click.argument("source", metavar="BUNDLE_OR_URL")
+@click.option("--photo", required=True, type=click.Path(), help="Picture of a person (JPEG, PNG, WEBP).")
+@click.option("--ornament", required=True, type=click.Path(), help="Picture of the ornament.")
+@click.option("--ornament-mask", type=click.Path(), help="Mask of the ornament in its picture.")
+@click.option("--box", required=True, metavar="L,T,R,B", help="Where it goes, in photo pixels.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for picture, mask and strip.")
+@click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--solver", help="Solver by name [default: the bundle's].")
+@click.option("--guidance", type=float, help="Guidance scale; 1 switches it off [default: the bundle's].")
+@click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds for one call to a server.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
+    seed: int, solver: str | None, guidance: float | None, deadline: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
+
+    Writes picture.png, mask.png and strip.png (the mask at every step) to the folder OUT.
+    """
+    parsed = Box.parse(box)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
+    with open_tryon(source, deadline=deadline) as tryon:
+        result = _run_with_progress(
+            tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
+        )
+        transport = tryon.executor.name
+    paths = {name: out / f"{name}.png" for name in ("picture", "mask", "strip")}
+    save_png(paths["picture"], np.asarray(result.image))
+    save_png(paths["mask"], np.asarray(result.mask))
+    save_png(paths["strip"], mask_strip(load_image(photo), parsed, result))
+    report = {
+        **{name: str(path) for name, path in paths.items()},
+        "transport": transport,
+        "steps": len(result.masks),
+        "seconds": {part: round(seconds, 4) for part, seconds in result.timings.items()},
+        "calls": result.calls,
+    }
+    click.echo(json.dumps(report, indent=2) if as_json else _summary(report))
+
+
+def _run_with_progress(
+    tryon: TryOn, photo: str, ornament: str, box: Box, ornament_mask: str | None, steps: int | None, seed: int,
+    solver: str | None, guidance: float | None, *, quiet: bool,
+) -> Result:  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("denoise", total=None)
+        for progress in tryon.stream(
+            photo, ornament, box, ornament_mask=ornament_mask, steps=steps, seed=seed, solver=solver,
+            guidance=guidance, preview="none",
+        ):  # fmt: skip
+            bar.update(task, total=progress.steps, completed=progress.step)
+            if progress.result is not None:
+                return progress.result
+    raise AssertionError("the loop ended without a result")
+
+
+def _summary(report: dict[str, object]) -> str:
+    seconds = report["seconds"]
+    assert isinstance(seconds, dict)
+    total = seconds["total"]
+    parts = sorted(((p, s) for p, s in seconds.items() if p != "total"), key=lambda item: -item[1])
+    lines = [f"{name:8} {report[name]}" for name in ("picture", "mask", "strip")]
+    lines.append(f"{total:.2f} s over {report['transport']}: " + ", ".join(f"{p} {s:.2f}" for p, s in parts))
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""`parure serve`: the embedded Triton, on loopback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from parure.errors import InputError
+
+
+@click.command("serve")
+@click.argument("repository", type=click.Path(path_type=Path), metavar="MODEL_REPOSITORY")
+@click.option("--http-port", default=8000, show_default=True)
+@click.option("--grpc-port", default=8001, show_default=True)
+@click.option("--metrics-port", default=8002, show_default=True)
+def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> None:
+    """Serve MODEL_REPOSITORY with the Triton server of the nvidia-pytriton wheel until Ctrl-C or SIGTERM."""
+    try:
+        from parure_triton.server import Addresses, serve
+    except ImportError as error:
+        raise InputError(
+            f"serving needs {error.name}, which is not installed; run `pip install 'parure[serve]'`"
+        ) from error
+
+    def on_ready(addresses: Addresses) -> None:
+        click.echo(f"ready\n  {addresses.grpc}\n  {addresses.http}\n  metrics {addresses.metrics}\nCtrl-C stops it")
+
+    click.echo("starting Triton ...", err=True)
+    serve(repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, on_ready=on_ready)
+    click.echo("stopped", err=True)

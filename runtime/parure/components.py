@@ -1,0 +1,74 @@
+"""The components by name, typed: the loop calls these, an executor carries them out, a clock times them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import numpy as np
+
+from parure.executor import Array, Executor, FloatArray
+
+NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
+
+
+class Stopwatch:
+    """Seconds spent, by part of the work. One per request."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, part: str, since: float) -> None:
+        self.seconds[part].append(time.perf_counter() - since)
+
+    def total(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class ComponentRunner:
+    """Calls components in the manifest's types. Features stay as they come; everything else is float32."""
+
+    def __init__(self, executor: Executor, watch: Stopwatch) -> None:
+        self.executor = executor
+        self.watch = watch
+
+    def vae_encoder(self, image: FloatArray) -> FloatArray:
+        """image [B, 3, S, S] in -1..1 -> latents [B, 4, s, s]."""
+        return self._call("vae_encoder", "latents", image=image)
+
+    def image_encoder(self, pixels: FloatArray) -> FloatArray:
+        """pixels [B, 3, P, P], normalised -> tokens [B, n, d]."""
+        return self._call("image_encoder", "tokens", pixels=pixels)
+
+    def reference_net(self, latents: FloatArray, mask: FloatArray, tokens: FloatArray) -> FloatArray:
+        """latents [B, 4, s, s], mask [B, 1, s, s], tokens [B, n, d] -> packed features [B, L]."""
+        return self._call("reference_net", "features", latents=latents, mask=mask, tokens=tokens)
+
+    def mask_head(self, model_features: FloatArray, ornament_features: FloatArray, mask: FloatArray) -> FloatArray:
+        """packed features [B, L] twice, mask [B, 1, s, s] -> mask [B, 1, s, s] in 0..1."""
+        return self._call(
+            "mask_head", "mask", model_features=model_features, ornament_features=ornament_features, mask=mask
+        )
+
+    def unet(
+        self, latents: FloatArray, masked_latents: FloatArray, mask: FloatArray, timestep: FloatArray,
+        tokens: FloatArray, ornament_features: FloatArray, model_features: FloatArray,
+    ) -> FloatArray:  # fmt: skip
+        """Everything the U-Net sees, timestep [B] per sample -> noise [B, 4, s, s]."""
+        return self._call(
+            "unet", "noise", latents=latents, masked_latents=masked_latents, mask=mask, timestep=timestep,
+            tokens=tokens, ornament_features=ornament_features, model_features=model_features,
+        )  # fmt: skip
+
+    def vae_decoder(self, latents: FloatArray) -> FloatArray:
+        """latents [B, 4, s, s] -> image [B, 3, S, S], about -1..1."""
+        return self._call("vae_decoder", "image", latents=latents)
+
+    def _call(self, component: str, output: str, **inputs: Array) -> FloatArray:
+        spec = self.executor.manifest.component(component)
+        typed = {t.name: inputs[t.name].astype(NUMPY_TYPES[t.dtype], copy=False) for t in spec.inputs}
+        since = time.perf_counter()
+        result = self.executor.run(component, typed)[output]
+        self.watch.add(component, since)
+        return result if output == "features" else result.astype(np.float32, copy=False)

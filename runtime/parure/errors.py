@@ -1,0 +1,86 @@
+"""Every error that parure raises on purpose.
+
+    ParureError                      exit code 1
+    ├── InputError                   exit code 2: the caller's input; nothing was attempted
+    │   ├── ImageError               a picture that cannot be read safely
+    │   ├── BoxError                 a box that does not fit its photo
+    │   ├── RequestError             steps, solver, guidance, seed
+    │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
+    │   └── BundleError              a bundle that is missing, incomplete or altered
+    ├── ExportError                  export could not keep its promise (parity, unsupported module)
+    ├── ServerError                  something about an inference server
+    │   ├── ServerUnavailable        no server answers; may be retried
+    │   ├── DeadlineExceeded         the call did not finish in time
+    │   ├── ModelUnavailable         the server lacks a component model, or it is not ready
+    │   ├── BundleMismatch           the server serves another bundle than expected
+    │   └── InvalidReply             a reply of the wrong size, shape or with non-finite numbers
+    └── Cancelled                    the caller gave up
+
+Messages name the subject, what was received, what was expected, and what to do next.
+"""
+
+
+class ParureError(Exception):
+    """Base of all errors of parure."""
+
+    exit_code = 1
+
+
+class InputError(ParureError, ValueError):
+    """The caller's input is wrong; nothing was attempted."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """A picture is missing, too large, truncated, or not a picture."""
+
+
+class BoxError(InputError):
+    """A box is empty, inverted, tiny, or outside its photo."""
+
+
+class RequestError(InputError):
+    """A parameter of a request (steps, solver, guidance, seed) is out of range."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete, inconsistent or unsafe."""
+
+
+class BundleError(InputError):
+    """A bundle is missing, incomplete, altered, or of another schema version."""
+
+
+class ExportError(ParureError):
+    """An export could not keep its promise; no bundle was written."""
+
+
+class ServerError(ParureError):
+    """An inference server failed."""
+
+
+class ServerUnavailable(ServerError):
+    """No server answers at the address, or it went away; the call may be retried."""
+
+
+class DeadlineExceeded(ServerError):
+    """A call did not finish before its deadline."""
+
+
+class ModelUnavailable(ServerError):
+    """A server lacks a component model, or the model is not ready."""
+
+
+class BundleMismatch(ServerError):
+    """A server serves another bundle than the one expected."""
+
+
+class InvalidReply(ServerError):
+    """A reply has the wrong byte count, shape or type, or holds numbers that are not finite."""
+
+
+class Cancelled(ParureError):
+    """The caller cancelled the work."""
+
+    exit_code = 130

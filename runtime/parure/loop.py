@@ -1,0 +1,115 @@
+"""The denoise-and-mask loop (Eq. 2 and 3 of the paper), over any executor. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parure.components import ComponentRunner
+from parure.executor import FloatArray
+from parure.solver import SolverState, SolverTable
+
+
+@dataclass(frozen=True)
+class Ornament:
+    """What the loop needs of an ornament; it depends on nothing else, so it is computed once and kept.
+
+    tokens [1, n, d]; features f_o [1, L], packed, in the bundle's precision.
+    """
+
+    tokens: FloatArray
+    features: FloatArray
+
+
+@dataclass(frozen=True)
+class Person:
+    """What the loop needs of a photo: masked_latents z_m [1, 4, s, s] and box_mask M_box [1, 1, s, s]."""
+
+    masked_latents: FloatArray
+    box_mask: FloatArray
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0)."""
+
+    guidance: float = 1.0
+    mask_loop: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state after step k of K: latents z_{k+1}, predicted picture latents, and the two masks.
+
+    latents, denoised [1, 4, s, s]; mask (M, which step k was given) and predicted_mask (M_pred) [1, 1, s, s].
+    """
+
+    index: int
+    count: int
+    latents: FloatArray
+    denoised: FloatArray
+    mask: FloatArray
+    predicted_mask: FloatArray
+
+
+@dataclass(frozen=True)
+class Noise:
+    """All randomness of one picture, from its seed: the start, and one draw per step for solvers that use it."""
+
+    start: FloatArray
+    steps: FloatArray | None
+
+    @classmethod
+    def draw(cls, seed: int, table: SolverTable, shape: tuple[int, ...]) -> Noise:
+        """`shape` is that of the latents, [1, 4, s, s]; the same seed gives the same noise everywhere."""
+        generator = np.random.Generator(np.random.Philox(seed))
+        start = generator.standard_normal(shape, dtype=np.float32)
+        count = len(table.timesteps)
+        steps = generator.standard_normal((count, *shape), dtype=np.float32) if table.uses_noise else None
+        return cls(start, steps)
+
+    def at(self, k: int) -> FloatArray | None:
+        return None if self.steps is None else self.steps[k]
+
+
+def ramp(count: int) -> FloatArray:
+    """alpha_k for k = 0..count-1: linear from 0 to 1 (section 4.1); a single step trusts the box."""
+    return np.linspace(0.0, 1.0, count, dtype=np.float32) if count > 1 else np.zeros(1, np.float32)
+
+
+def denoise(
+    run: ComponentRunner, person: Person, ornament: Ornament, table: SolverTable, noise: Noise, options: LoopOptions
+) -> Iterator[Step]:
+    """Run the loop from noise to latents, a `Step` at a time. What the consumer does changes nothing."""
+    solver = SolverState(table, noise.start)
+    M_box, f_o = person.box_mask, ornament.features
+    alpha = ramp(len(table.timesteps)) * np.float32(options.mask_loop)
+    M_pred, M_seen, f_m = M_box, None, None
+    for k, timestep in enumerate(table.timesteps):
+        M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
+        if M_seen is None or not np.array_equal(M, M_seen):  # f_m and M_pred change only when M changes
+            f_m = run.reference_net(person.masked_latents, M, ornament.tokens)
+            M_pred = run.mask_head(f_m, f_o, M)  # Eq. 3
+            M_seen = M
+        assert f_m is not None
+        z = solver.model_input(k)
+        eps = _guided(run, z, person, M, timestep, ornament, f_m, options.guidance)
+        denoised = solver.denoised(k, eps)
+        solver.step(k, eps, noise.at(k))
+        yield Step(k, len(table.timesteps), solver.sample, denoised, M, M_pred)
+
+
+def _guided(
+    run: ComponentRunner, z: FloatArray, person: Person, M: FloatArray, timestep: np.float32,
+    ornament: Ornament, f_m: FloatArray, guidance: float,
+) -> FloatArray:  # fmt: skip
+    """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees zero tokens and ornament features."""
+    t = np.full(1, timestep, np.float32)
+    z_m, c, f_o = person.masked_latents, ornament.tokens, ornament.features
+    eps = run.unet(z, z_m, M, t, c, f_o, f_m)
+    if guidance == 1.0:
+        return eps
+    eps_u = run.unet(z, z_m, M, t, np.zeros_like(c), np.zeros_like(f_o), f_m)
+    return eps_u + np.float32(guidance) * (eps - eps_u)

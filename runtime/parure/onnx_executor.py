@@ -1,0 +1,63 @@
+"""Components in this process, on ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from parure.bundle import Bundle
+from parure.errors import InputError, InvalidReply
+from parure.executor import Array, Arrays
+from parure.manifest import Manifest
+
+
+class OnnxExecutor:
+    """Runs a bundle's graphs in-process; sessions are made when a component is first needed."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """`threads` per component (intra-op); by default the cores that this process may use."""
+        self.bundle = bundle
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._sessions: dict[str, Any] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def identity(self) -> str:
+        return self.bundle.identity
+
+    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+        session = self._sessions.get(component)
+        if session is None:
+            session = self._sessions[component] = open_session(self.bundle.graph(component), self._threads)
+        outputs = [tensor.name for tensor in self.manifest.component(component).outputs]
+        return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+
+def open_session(graph: Path, threads: int) -> Any:
+    """An ONNX Runtime session on the best provider that this host has, deterministic on CPU."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise InputError(
+            "running a bundle in-process needs onnxruntime, which is not installed; "
+            "run `pip install 'parure[cpu]'` (or 'parure[gpu]'), or give the URL of a server"
+        ) from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [provider for provider in wanted if provider in ort.get_available_providers()]
+    try:
+        return ort.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:
+        raise InvalidReply(f"ONNX Runtime cannot load {graph}: {error}") from error

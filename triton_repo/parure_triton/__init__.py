@@ -1,0 +1,1 @@
+"""Bundle -> Triton: writes the model repository and runs the embedded server."""
