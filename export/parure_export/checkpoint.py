@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import diffusers
+import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from pydantic import ValidationError
 from transformers import CLIPVisionModelWithProjection
@@ -35,11 +37,11 @@ class PipelineConfig(Frozen):
 
     crop_size: int
     crop_enlarge: float = 1.5
-    compose: str = "box"
+    compose: Literal["mask", "box"] = "box"
     feather: float = 0.02
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    guidance: str = "none"
+    guidance: Literal["none", "zero_condition"] = "none"
     default_guidance: float = 1.0
     default_steps: int = 30
     default_solver: str = "ddim"
@@ -166,6 +168,8 @@ def _load(folder: Path, name: str) -> Any:
     _read_json(folder / name / "config.json", f"the configuration of component {name}")
     if not list((folder / name).glob("*.safetensors")):
         raise CheckpointError(f"{folder / name} has no .safetensors file; expected {expected}")
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         module, report = FOLDERS[name].from_pretrained(
             folder / name, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -179,7 +183,7 @@ def _load(folder: Path, name: str) -> Any:
         raise CheckpointError(
             f"component {name}: {len(missing)} weights are missing in {folder / name}, the first is {missing[0]}"
         )
-    return module.eval()
+    return module.float().eval()
 
 
 def _check_fit(folder: Path, m: RawModules) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from parure_export.model import Components
+from parure_export.solver_grid import set_run
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def reference_loop(
         observe(name, arguments, output)
         return output
 
-    scheduler.set_timesteps(steps)
+    set_run(scheduler, steps)
     timesteps = scheduler.timesteps
     z_m = run("vae_encoder", inputs.crop)
     z_o = run("vae_encoder", inputs.ornament)

@@ -48,7 +48,7 @@ class ComponentRunner:
     def mask_head(self, model_features: FloatArray, ornament_features: FloatArray, mask: FloatArray) -> FloatArray:
         """packed features [B, L] twice, mask [B, 1, s, s] -> mask [B, 1, s, s] in 0..1."""
         return self._call(
-            "mask_head", "mask", model_features=model_features, ornament_features=ornament_features, mask=mask
+            "mask_head", "predicted_mask", model_features=model_features, ornament_features=ornament_features, mask=mask
         )
 
     def unet(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from parure.geometry import Box, crop_region
+from parure.geometry import Box
 from parure.image import Pixels
 from parure.tryon import Result
 
@@ -24,11 +24,10 @@ class Row:
     pictures: Sequence[tuple[str, Pixels]]
 
 
-def mask_strip(photo: Pixels, box: Box, result: Result, tile: int = 128, shown: int = 10) -> Pixels:
+def mask_strip(photo: Pixels, result: Result, tile: int = 128, shown: int = 10) -> Pixels:
     """Box, then the predicted mask over the crop after up to `shown` of the steps, then the picture."""
-    region = crop_region(box, photo.shape, _enlarge(box, photo, result))
-    before = region.crop(photo, tile)
-    after = region.crop(np.asarray(result.image), tile)
+    before = result.region.crop(photo, tile)
+    after = result.region.crop(np.asarray(result.image), tile)
     count = len(result.masks)
     chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(shown, count))})
     tiles = [("box", _tinted(before, result.box_mask))]

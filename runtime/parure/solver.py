@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,5 +155,5 @@ def _combine(coefficients: Values, *terms: FloatArray | None) -> FloatArray:
     return total
 
 
-def _float32(array: NDArray[np.floating]) -> FloatArray:
+def _float32(array: NDArray[np.floating[Any]]) -> FloatArray:
     return np.asarray(array, dtype=np.float32)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from parure.bundle import Bundle
 from parure.components import ComponentRunner, Stopwatch
-from parure.errors import RequestError
+from parure.errors import BoxError, RequestError
 from parure.executor import Executor, FloatArray
 from parure.geometry import Box, Region, crop_region, downsample_mask, from_model, region_alpha, to_model
 from parure.image import Pixels, Source, load_image, load_mask
@@ -35,7 +35,7 @@ class Result:
     `image`: the photo with the ornament, pixels outside the region bit-identical to the photo's; `mask`: the
     predicted wearing mask at the photo's size (mode L); `crop`: the model's own square picture, float32
     [S, S, 3] in 0..1; `masks`: the predicted mask after every step, float32 [K, s, s]; `timings`: seconds by
-    part, with `total`.
+    part, with `total`; `region`: the square of the photo that the model saw.
     """
 
     image: Image.Image
@@ -44,6 +44,7 @@ class Result:
     masks: FloatArray
     box_mask: FloatArray
     latents: FloatArray
+    region: Region
     timings: dict[str, float]
     calls: dict[str, int]
 
@@ -173,7 +174,7 @@ class TryOn:
             photo=pixels,
             ornament=ornament_pixels,
             ornament_mask=mask,
-            region=crop_region(box if isinstance(box, Box) else Box(*box), pixels.shape, geometry.enlarge),
+            region=crop_region(_as_box(box), pixels.shape, geometry.enlarge),
             table=table,
             seed=seed,
             options=LoopOptions(chosen_guidance, mask_loop),
@@ -265,6 +266,7 @@ class TryOn:
             masks=masks,
             box_mask=person.box_mask[0, 0],
             latents=last.latents,
+            region=request.region,
             timings=seconds | {"total": run.watch.total()},
             calls={part: len(values) for part, values in run.watch.seconds.items()},
         )
@@ -298,6 +300,16 @@ def open_tryon(source: str | Path, *, deadline: float = 60.0, threads: int | Non
     bundle = Bundle.open(source)
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
     return TryOn(OnnxExecutor(bundle, threads=threads), lambda name: Solver.load(specs[name], bundle.root))
+
+
+def _as_box(box: Box | tuple[float, float, float, float]) -> Box:
+    if isinstance(box, Box):
+        return box
+    try:
+        left, top, right, bottom = (float(side) for side in box)
+    except (TypeError, ValueError) as error:
+        raise BoxError(f"box is {box!r}; expected four numbers, left, top, right, bottom, in photo pixels") from error
+    return Box(left, top, right, bottom)
 
 
 def _check_guidance(guidance: float, form: str) -> None:

@@ -51,9 +51,9 @@ def encode(vae: VaeEncoder, data: Batch, latent_size: int, pixels_size: int) -> 
         target, masked, ornament = latents.chunk(3)
         factor = box.shape[-1] // latent_size
         yield LatentTriplets(
-            target=target,
-            masked=masked,
-            ornament=ornament,
+            target=target.contiguous(),
+            masked=masked.contiguous(),
+            ornament=ornament.contiguous(),
             pixels=_thumbnails(data.ornament[part], pixels_size),
             wearing_mask=F.avg_pool2d(_mask(data.wearing_mask[part]), factor).half(),
             reference_mask=F.avg_pool2d(_mask(data.reference_mask[part]), factor).half(),

@@ -28,7 +28,7 @@ from parure_export.demo.render import (
     render_scene,
     render_triplet,
 )
-from parure_export.demo.scenes import portrait
+from parure_export.demo.scenes import photograph
 from parure_export.export import export_bundle
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -57,6 +57,7 @@ def run_demo(out: Path, say: Say, *, steps: int | None = None, triplets: int = H
     shots = list(demo_shots())
     say("starting Triton")
     with EmbeddedServer(repository) as server:
+        server.wait_ready()
         with open_tryon(server.addresses.grpc) as tryon:
             results = [_shoot(tryon, shot, steps, out, say) for shot in shots]
             transport = tryon.executor.name
@@ -95,7 +96,7 @@ def prepared_bundle(path: Path, say: Say) -> Path:
 
 def demo_shots() -> Iterator[Shot]:
     """A real portrait with a necklace and an earring; a rendered wrist with a bracelet; a hand with a ring."""
-    astronaut = portrait()
+    astronaut = np.asarray(photograph("astronaut.png").convert("RGB"))
     for name, title, box, kind, seed in (
         ("necklace", "Necklace on a photograph", ASTRONAUT_NECKLACE_BOX, "necklace", 41),
         ("earring", "Earring on the same photograph", ASTRONAUT_EARRING_BOX, "earring", 42),
@@ -118,7 +119,7 @@ def _shoot(tryon: TryOn, shot: Shot, steps: int | None, out: Path, say: Say) -> 
     say(f"{shot.title.lower()}: {result.timings['total']:.1f} s over {tryon.executor.name}")
     save_png(out / f"{shot.name}.png", np.asarray(result.image))
     save_png(out / f"{shot.name}_mask.png", np.asarray(result.mask))
-    save_png(out / f"{shot.name}_strip.png", mask_strip(shot.photo, shot.box, result))
+    save_png(out / f"{shot.name}_strip.png", mask_strip(shot.photo, result))
     return result
 
 

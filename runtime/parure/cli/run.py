@@ -51,7 +51,7 @@ def command(
     paths = {name: out / f"{name}.png" for name in ("picture", "mask", "strip")}
     save_png(paths["picture"], np.asarray(result.image))
     save_png(paths["mask"], np.asarray(result.mask))
-    save_png(paths["strip"], mask_strip(load_image(photo), parsed, result))
+    save_png(paths["strip"], mask_strip(load_image(photo), result))
     report = {
         **{name: str(path) for name, path in paths.items()},
         "transport": transport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class SolverGrid:
         return Levels(steps, self.timesteps[run], self._sigma(self.source[run]), self._sigma(self.target[run]))
 
     def _sigma(self, places: Values) -> Values:
-        sigma = np.interp(places, np.arange(len(self.sigmas)), self.sigmas)
+        first, last = int(places.min()), int(np.ceil(places.max()))  # tables are long, runs are short
+        sigma = np.interp(places, np.arange(first, last + 1), self.sigmas[first : last + 1])
         return sigma.astype(self.sigmas.dtype).astype(np.float64)
 
     def save(self, path: Path) -> None:
@@ -97,7 +99,7 @@ class SolverGrid:
                 target=target,
             )
             grid._check()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} is not a solver's grid ({error}); export the bundle again") from error
         return grid
 

@@ -14,7 +14,7 @@ pure noise) its rows are not finite, and export leaves that step count out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,11 +54,9 @@ def ddim(levels: Levels, prediction: Prediction, options: Options) -> Rows:
     deviation = float(options["eta"]) * next_sigma / sigma * np.sqrt(1 - (alpha / next_alpha) ** 2)
     direction = np.sqrt(next_sigma**2 - deviation**2)
     x0 = _x0(prediction, alpha, sigma)
-    advance = _rows(levels)
-    advance[:, SAMPLE] = direction / sigma
-    advance[:, OUTPUT] = next_alpha - direction * alpha / sigma
-    advance[:, NOISE] = deviation
-    return Rows(np.ones_like(sigma), denoise=x0, convert=x0, keep=_rows(levels), advance=advance)
+    return _single_step(
+        levels, x0, sample=direction / sigma, picture=next_alpha - direction * alpha / sigma, noise=deviation
+    )
 
 
 def plms(levels: Levels, prediction: Prediction, options: Options) -> Rows:
@@ -82,8 +80,8 @@ def plms(levels: Levels, prediction: Prediction, options: Options) -> Rows:
     advance[:, KEPT] = np.where(again, from_sample, 0)
     advance[:, OUTPUT:NOISE] = (along * noise[:, 1])[:, None] * mean
     reached = _variance_preserving(np.where(again, levels.next_sigma, levels.sigma))
-    convert = np.tile([0.0, 1.0], (len(sigma), 1))
-    return Rows(np.ones_like(sigma), _x0(prediction, *reached), convert=convert, keep=keep, advance=advance)
+    x0 = _x0(prediction, *reached)
+    return Rows(np.ones_like(sigma), denoise=x0, convert=_unchanged(levels), keep=keep, advance=advance)
 
 
 def lcm(levels: Levels, prediction: Prediction, options: Options) -> Rows:
@@ -94,29 +92,19 @@ def lcm(levels: Levels, prediction: Prediction, options: Options) -> Rows:
     c_skip, c_out = data**2 / (time**2 + data**2), time / np.hypot(time, data)
     denoise = c_out[:, None] * _x0(prediction, alpha, sigma)
     denoise[:, 0] += c_skip
-    advance = _rows(levels)
-    advance[:, OUTPUT], advance[:, NOISE] = next_alpha, next_sigma
-    advance[-1, OUTPUT], advance[-1, NOISE] = 1, 0
-    return Rows(np.ones_like(sigma), denoise=denoise, convert=denoise, keep=_rows(levels), advance=advance)
+    next_alpha[-1], next_sigma[-1] = 1, 0
+    return _single_step(levels, denoise, sample=np.zeros_like(alpha), picture=next_alpha, noise=next_sigma)
 
 
 def euler(levels: Levels, prediction: Prediction, options: Options) -> Rows:
     """Algorithm 2 of Karras et al. 2022 without churn; diffusers' `EulerDiscreteScheduler`."""
-    advance = _rows(levels)
-    advance[:, SAMPLE] = 1
-    advance[:, OUTPUT] = levels.next_sigma - levels.sigma
-    return _variance_exploding(levels, prediction, advance)
+    return _towards_x0(levels, prediction, down=levels.next_sigma, up=np.zeros_like(levels.sigma))
 
 
 def euler_ancestral(levels: Levels, prediction: Prediction, options: Options) -> Rows:
     """k-diffusion's `sample_euler_ancestral`; diffusers' `EulerAncestralDiscreteScheduler`."""
     up = levels.next_sigma * np.sqrt(1 - (levels.next_sigma / levels.sigma) ** 2)
-    down = np.sqrt(levels.next_sigma**2 - up**2)
-    advance = _rows(levels)
-    advance[:, SAMPLE] = 1
-    advance[:, OUTPUT] = down - levels.sigma
-    advance[:, NOISE] = up
-    return _variance_exploding(levels, prediction, advance)
+    return _towards_x0(levels, prediction, down=np.sqrt(levels.next_sigma**2 - up**2), up=up)
 
 
 def dpmpp_2m(levels: Levels, prediction: Prediction, options: Options) -> Rows:
@@ -218,18 +206,31 @@ def _rows(levels: Levels) -> Values:
     return np.zeros((len(levels.sigma), COLUMNS))
 
 
+def _unchanged(levels: Levels) -> Values:
+    """Rows of `convert` with m = model output."""
+    return np.tile([0.0, 1.0], (len(levels.sigma), 1))
+
+
 def _variance_preserving(sigma: Values) -> tuple[Values, Values]:
     """alpha and sigma with alpha^2 + sigma^2 = 1, z = alpha x0 + sigma noise, of levels from 0 to infinity."""
     return 1 / np.hypot(1, sigma), 1 / np.hypot(1, 1 / sigma)
 
 
-def _variance_exploding(levels: Levels, prediction: Prediction, advance: Values) -> Rows:
-    """The rows of solvers whose z = x0 + sigma noise is scaled before the U-Net sees it, and m = noise."""
+def _towards_x0(levels: Levels, prediction: Prediction, down: Values, up: Values) -> Rows:
+    """From z = x0 + sigma noise straight towards x0, to level `down`, then up by noise; the U-Net sees alpha z."""
     alpha, sigma = _variance_preserving(levels.sigma)
-    to_preserving = np.stack([alpha, np.ones_like(alpha)], axis=1)
-    denoise = _x0(prediction, alpha, sigma) * to_preserving
-    noise = _noise(prediction, alpha, sigma) * to_preserving
-    return Rows(alpha, denoise, convert=noise, keep=_rows(levels), advance=advance)
+    x0 = _x0(prediction, alpha, sigma) * np.stack([alpha, np.ones_like(alpha)], axis=1)
+    part = down / levels.sigma
+    return replace(_single_step(levels, x0, sample=part, picture=1 - part, noise=up), input_scale=alpha)
+
+
+def _single_step(levels: Levels, x0: Values, *, sample: Values, picture: Values, noise: Values) -> Rows:
+    """z_{k+1} = sample z_k + picture x0_k + noise n_k, written in the model output, which rounds least."""
+    advance = _rows(levels)
+    advance[:, SAMPLE] = sample + picture * x0[:, 0]
+    advance[:, OUTPUT] = picture * x0[:, 1]
+    advance[:, NOISE] = noise
+    return Rows(np.ones(len(x0)), denoise=x0, convert=_unchanged(levels), keep=_rows(levels), advance=advance)
 
 
 def _x0(prediction: Prediction, alpha: Values, sigma: Values) -> Values:

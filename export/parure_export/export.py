@@ -1,0 +1,293 @@
+"""`export_bundle`: checkpoint -> wrapped modules -> ONNX -> proven equal -> a bundle, all or nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parure.bundle import Bundle, sha256_of
+from parure.errors import BundleError, CheckpointError, ExportError, InputError
+from parure.manifest import (
+    MANIFEST_NAME,
+    Component,
+    Geometry,
+    ImageEncoderSpec,
+    LoopSpec,
+    Manifest,
+    Parity,
+    Precision,
+)
+from parure.onnx_executor import OnnxExecutor
+from parure.solver import Solver, SolverSpec
+from parure_export.checkpoint import PipelineConfig, load_checkpoint
+from parure_export.model import Components
+from parure_export.onnx_export import export_component
+from parure_export.parity import TOLERANCES, Capture, capture, component_parity, loop_parity
+from parure_export.reference_loop import LoopInputs
+from parure_export.samples import SampleShape, sample_inputs
+from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
+
+SAMPLES = 2
+PARITY_STEPS = 4
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """What export needs of a model: a checkpoint folder gives it, or a user's entry point returns it.
+
+    `components` are wrapped modules with the bundle's tensors, float32, in evaluation mode; `latent_channels`
+    and `latent_size` are those of the latents, `pixels` the side that the image encoder wants.
+    """
+
+    components: Components
+    pipeline: PipelineConfig
+    scheduler_config: dict[str, Any]
+    latent_channels: int
+    latent_size: int
+    pixels: int
+    sha256: str
+
+    @property
+    def shape(self) -> SampleShape:
+        p = self.pipeline
+        return SampleShape(
+            p.crop_size, self.latent_size, self.latent_channels, self.pixels, p.pixel_mean, p.pixel_std
+        )
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    *,
+    precision: Precision = Precision.FP32,
+    max_batch: int = 8,
+    solvers: Sequence[str] = (),
+    entry_point: str | None = None,
+    force: bool = False,
+    progress: Say = lambda text: None,
+) -> Manifest:
+    """Export `checkpoint` to the bundle folder `out`; `solvers` empty means all that its scheduler allows.
+
+    Raises `CheckpointError` for a checkpoint that cannot be read, `InputError` for wrong arguments, and
+    `ExportError` where parity is not kept. Nothing is left at `out` unless everything held.
+    """
+    _check_arguments(out, max_batch, solvers, force)
+    progress("reading the checkpoint")
+    model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
+    with _staged(out) as stage:
+        specs = _write_solvers(model, stage, solvers, progress)
+        components, captured, inputs = _write_graphs(model, stage, precision, max_batch, progress)
+        manifest = Manifest(
+            pipeline="ornament_tryon",
+            precision=precision,
+            max_batch=max_batch,
+            components=components,
+            features=model.components.layout,
+            geometry=_geometry(model),
+            image_encoder=ImageEncoderSpec(
+                size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std
+            ),
+            loop=LoopSpec(
+                default_steps=model.pipeline.default_steps,
+                default_solver=_default_solver(model, specs),
+                default_guidance=model.pipeline.default_guidance,
+                guidance=model.pipeline.guidance,
+                ornament_features_cacheable=captured.ornament_features_cacheable,
+            ),
+            solvers=specs,
+            parity=Parity(components=(), loop_tolerance=0, loop_max_relative_error=0, trajectory=()),
+            checkpoint_sha256=model.sha256,
+            tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
+            files={},
+        )
+        manifest = _prove(manifest, captured, inputs, stage, progress)
+        _seal(manifest, stage)
+    progress(f"bundle: {out}")
+    return Bundle.open(out).manifest
+
+
+def from_checkpoint(folder: Path) -> Exportable:
+    """A checkpoint folder, ready for export."""
+    loaded = load_checkpoint(folder)
+    return Exportable(
+        components=loaded.components(),
+        pipeline=loaded.pipeline,
+        scheduler_config=loaded.scheduler_config,
+        latent_channels=int(loaded.modules.vae.config.latent_channels),
+        latent_size=int(loaded.modules.unet.config.sample_size),
+        pixels=int(loaded.modules.image_encoder.config.image_size),
+        sha256=loaded.sha256,
+    )
+
+
+def _from_entry_point(name: str, checkpoint: Path) -> Exportable:
+    """Call `module:function` with the checkpoint's path; it must return an `Exportable`."""
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise CheckpointError(f"entry point {name!r} is not of the form module:function; name it so")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"entry point {name!r} cannot be imported: {error}; is it on PYTHONPATH?") from error
+    returned = function(checkpoint)
+    if not isinstance(returned, Exportable):
+        raise CheckpointError(
+            f"entry point {name!r} returned {type(returned).__name__}; expected parure_export.export.Exportable"
+        )
+    return returned
+
+
+def _check_arguments(out: Path, max_batch: int, solvers: Sequence[str], force: bool) -> None:
+    if max_batch < 1:
+        raise InputError(f"max batch is {max_batch}; expected a whole number from 1 on")
+    if unknown := [name for name in solvers if name not in SOLVERS]:
+        raise InputError(f"solver {unknown[0]!r} is not known; expected one of {', '.join(SOLVERS)}")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        raise InputError(f"{out} exists and is not a bundle; choose another --out")
+    if not force:
+        raise InputError(f"{out} holds a bundle already; choose another --out, or replace it with --force")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end, and vanishes if anything goes wrong before."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to {out.parent}: {error.strerror}; choose another --out") from error
+    try:
+        stage.chmod(0o755)
+        yield stage
+        if out.exists():
+            retired = stage.with_name(f"{stage.name}-old")
+            out.rename(retired)
+            stage.rename(out)
+            shutil.rmtree(retired)
+        else:
+            stage.rename(out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write_solvers(model: Exportable, stage: Path, names: Sequence[str], say: Say) -> tuple[SolverSpec, ...]:
+    """Compile, compare with diffusers, write. Of the default set, what the scheduler cannot do is left out."""
+    (stage / "solvers").mkdir()
+    specs = []
+    for name in names or SOLVERS:
+        say(f"solver {name}")
+        try:
+            spec, grid = compile_solver(name, model.scheduler_config)
+            error = verify_solver(spec, grid, build_scheduler(name, model.scheduler_config))
+        except ValueError as problem:
+            if names:
+                raise
+            say(f"solver {name} is left out: {problem}")
+            continue
+        if error > TOLERANCE:
+            raise ExportError(f"solver {name} differs from diffusers by {error:.1e}, the tolerance is {TOLERANCE:.0e}")
+        grid.save(stage / spec.grid)
+        specs.append(spec)
+    if not specs:
+        raise ExportError("no solver fits the checkpoint's scheduler; see scheduler/scheduler_config.json")
+    return tuple(specs)
+
+
+def _default_solver(model: Exportable, specs: Sequence[SolverSpec]) -> str:
+    names = [spec.name for spec in specs]
+    return model.pipeline.default_solver if model.pipeline.default_solver in names else names[0]
+
+
+def _write_graphs(
+    model: Exportable, stage: Path, precision: Precision, max_batch: int, say: Say
+) -> tuple[tuple[Component, ...], Capture, LoopInputs]:
+    say("running the PyTorch loop")
+    inputs = sample_inputs(model.shape, min(SAMPLES, max(2, max_batch)))
+    scheduler = build_scheduler("ddim", model.scheduler_config)
+    captured = capture(model.components, inputs, scheduler, PARITY_STEPS)
+    (stage / "onnx").mkdir()
+    written = []
+    for name, module in model.components.items():
+        say(f"exporting {name}")
+        call = captured.calls[name][0]
+        if precision is Precision.FP16:
+            module = module.half()
+            call = replace(
+                call,
+                inputs=tuple(v if v.ndim == 1 else v.half() for v in call.inputs),
+                output=call.output.half(),
+            )
+        written.append(export_component(name, module, call, stage / "onnx", max_batch))
+    return tuple(written), captured, inputs
+
+
+def _prove(manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Path, say: Say) -> Manifest:
+    """Run the exported graphs against what was captured, and put the figures into the manifest."""
+    tolerances = TOLERANCES[manifest.precision]
+    executor = OnnxExecutor(Bundle(stage, manifest, identity=""))
+    parities = []
+    for component in manifest.components:
+        say(f"comparing {component.name}")
+        calls = captured.calls[component.name]
+        if manifest.precision is Precision.FP16:
+            calls = [replace(c, inputs=tuple(v if v.ndim == 1 else v.half() for v in c.inputs)) for c in calls]
+        parities.append(
+            component_parity(component.name, calls, executor, tolerances.component, manifest.max_batch)
+        )
+    say("comparing the whole loop")
+    spec = next((s for s in manifest.solvers if s.name == "ddim"), None)
+    if spec is None:
+        raise ExportError("the loop is compared with solver ddim, which is not among the solvers; add --solver ddim")
+    table = Solver.load(spec, stage).table(PARITY_STEPS)
+    parity = loop_parity(tuple(parities), captured, inputs, executor, table, tolerances.loop)
+    (stage / "reports").mkdir()
+    (stage / "reports" / "parity.json").write_text(parity.model_dump_json(indent=2) + "\n")
+    return manifest.model_copy(update={"parity": parity})
+
+
+def _seal(manifest: Manifest, stage: Path) -> None:
+    """Hash every file and write the manifest last."""
+    files = {p.relative_to(stage).as_posix(): sha256_of(p) for p in sorted(stage.rglob("*")) if p.is_file()}
+    sealed = manifest.model_copy(update={"files": files})
+    (stage / MANIFEST_NAME).write_text(json.dumps(sealed.model_dump(mode="json"), indent=2) + "\n")
+
+
+def _geometry(model: Exportable) -> Geometry:
+    return Geometry(
+        size=model.pipeline.crop_size,
+        latent_size=model.latent_size,
+        latent_channels=model.latent_channels,
+        enlarge=model.pipeline.crop_enlarge,
+        compose=model.pipeline.compose,
+        preview=_fit_preview(model.components.vae_encoder, sample_inputs(model.shape, 4).ornament, model.latent_size),
+        feather=model.pipeline.feather,
+    )
+
+
+def _fit_preview(encoder: nn.Module, images: Tensor, latent_size: int) -> tuple[tuple[float, float, float], ...]:
+    """The affine map from latents to colours in -1..1 that fits these pictures best: [channels + 1, 3]."""
+    with torch.no_grad():
+        latents = encoder(images).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    colours = F.adaptive_avg_pool2d(images, latent_size).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    design = np.concatenate([latents, np.ones((len(latents), 1))], axis=1)
+    fitted = np.linalg.lstsq(design, colours, rcond=None)[0]
+    return tuple((float(r), float(g), float(b)) for r, g, b in fitted)
+
+
+__all__ = ["BundleError", "Exportable", "export_bundle", "from_checkpoint"]

@@ -1,0 +1,61 @@
+"""`parure export`: checkpoint -> bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from parure.errors import InputError
+from parure.manifest import Precision
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.option("--precision", type=click.Choice([p.value for p in Precision]), default="fp32", show_default=True)
+@click.option("--max-batch", type=int, default=8, show_default=True, help="Largest batch that graphs accept.")
+@click.option("--solver", "solvers", multiple=True, help="Solver to include; repeatable [default: all that fit].")
+@click.option("--entry-point", metavar="MODULE:FUNCTION", help="Returns wrapped modules of your own classes.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+def command(
+    checkpoint: Path,
+    out: Path,
+    precision: str,
+    max_batch: int,
+    solvers: tuple[str, ...],
+    entry_point: str | None,
+    force: bool,
+) -> None:
+    """Export CHECKPOINT to the folder BUNDLE: ONNX graphs, solvers, manifest, proof of parity.
+
+    Fails, and writes nothing, where the exported graphs or the whole loop depart from PyTorch.
+    """
+    try:
+        from parure_export.export import export_bundle
+    except ImportError as error:
+        raise InputError(
+            f"export needs {error.name}, which is not installed; run `pip install 'parure[export,cpu]'`"
+        ) from error
+    console = Console(stderr=True)
+    with console.status("export") as status:
+
+        def say(text: str) -> None:
+            status.update(text)
+            console.log(text)
+
+        manifest = export_bundle(
+            checkpoint,
+            out,
+            precision=Precision(precision),
+            max_batch=max_batch,
+            solvers=solvers,
+            entry_point=entry_point,
+            force=force,
+            progress=say,
+        )
+    click.echo(
+        f"{out}: {len(manifest.components)} components, {len(manifest.solvers)} solvers; the loop differs from "
+        f"PyTorch by {manifest.parity.loop_max_relative_error:.1e} (tolerance {manifest.parity.loop_tolerance:.0e})"
+    )
