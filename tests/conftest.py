@@ -27,7 +27,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         DEMO,
         size=64,
         vae={**DEMO.vae, "block_out_channels": (8, 8, 16), "latent_channels": 4},
-        unet={**DEMO.unet, "block_out_channels": (16, 16, 32), "cross_attention_dim": 16, "attention_head_dim": (1, 1, 2)},
+        unet={
+            **DEMO.unet,
+            "block_out_channels": (16, 16, 32),
+            "cross_attention_dim": 16,
+            "attention_head_dim": (1, 1, 2),
+        },
         clip={**DEMO.clip, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "projection_dim": 16},
         mask_head_hidden=8,
         pipeline={**DEMO.pipeline, "crop_size": 64, "default_steps": 4},

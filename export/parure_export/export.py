@@ -64,9 +64,7 @@ class Exportable:
     @property
     def shape(self) -> SampleShape:
         p = self.pipeline
-        return SampleShape(
-            p.crop_size, self.latent_size, self.latent_channels, self.pixels, p.pixel_mean, p.pixel_std
-        )
+        return SampleShape(p.crop_size, self.latent_size, self.latent_channels, self.pixels, p.pixel_mean, p.pixel_std)
 
 
 def export_bundle(
@@ -90,6 +88,7 @@ def export_bundle(
     model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
     with _staged(out) as stage:
         specs = _write_solvers(model, stage, solvers, progress)
+        geometry = _geometry(model)
         components, captured, inputs = _write_graphs(model, stage, precision, max_batch, progress)
         manifest = Manifest(
             pipeline="ornament_tryon",
@@ -97,7 +96,7 @@ def export_bundle(
             max_batch=max_batch,
             components=components,
             features=model.components.layout,
-            geometry=_geometry(model),
+            geometry=geometry,
             image_encoder=ImageEncoderSpec(
                 size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std
             ),
@@ -247,9 +246,7 @@ def _prove(manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Pat
         calls = captured.calls[component.name]
         if manifest.precision is Precision.FP16:
             calls = [replace(c, inputs=tuple(v if v.ndim == 1 else v.half() for v in c.inputs)) for c in calls]
-        parities.append(
-            component_parity(component.name, calls, executor, tolerances.component, manifest.max_batch)
-        )
+        parities.append(component_parity(component.name, calls, executor, tolerances.component, manifest.max_batch))
     say("comparing the whole loop")
     spec = next((s for s in manifest.solvers if s.name == "ddim"), None)
     if spec is None:

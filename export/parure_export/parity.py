@@ -110,9 +110,7 @@ def loop_parity(
             f"the loop does not keep its parity: at step {at.step} latents differ by {at.latents:.2e} and the mask by "
             f"{at.mask:.2e} (relative), the tolerance is {tolerance:.0e}; nothing was written"
         )
-    return Parity(
-        components=components, loop_tolerance=tolerance, loop_max_relative_error=worst, trajectory=trajectory
-    )
+    return Parity(components=components, loop_tolerance=tolerance, loop_max_relative_error=worst, trajectory=trajectory)
 
 
 def relative_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -17,7 +17,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "parure", *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), ["checkpoint", "new"], ["checkpoint", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [[], *([name] for name in COMMANDS), ["checkpoint", "new"], ["checkpoint", "show"]]
+)
 def test_every_command_answers_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--help"])
@@ -45,7 +47,9 @@ def test_a_missing_option_is_a_usage_error() -> None:
 
 
 def test_a_missing_bundle_is_named_with_what_to_do(tmp_path: Path) -> None:
-    done = run("run", str(tmp_path), "--photo", "p.png", "--ornament", "o.png", "--box", "0,0,9,9", "--out", str(tmp_path))
+    done = run(
+        "run", str(tmp_path), "--photo", "p.png", "--ornament", "o.png", "--box", "0,0,9,9", "--out", str(tmp_path)
+    )
     assert done.returncode == 2
     assert "manifest.json is missing" in done.stderr and "parure export" in done.stderr
 

@@ -77,9 +77,16 @@ def test_every_solver_of_the_bundle_gives_a_finite_picture(
 
 def test_timings_name_every_part(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
     result = tryon(photo, ornament, BOX, steps=2)
-    assert {"preprocess", "vae_encoder", "reference_net", "mask_head", "unet", "vae_decoder", "compose", "total"} <= set(
-        result.timings
-    )
+    assert {
+        "preprocess",
+        "vae_encoder",
+        "reference_net",
+        "mask_head",
+        "unet",
+        "vae_decoder",
+        "compose",
+        "total",
+    } <= set(result.timings)
     assert result.calls["unet"] == 2
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from parure_triton.repository import write_repository
-from parure_triton.server import EmbeddedServer
 
 from parure.bundle import Bundle, identity_of
 from parure.errors import BundleError
@@ -30,6 +28,8 @@ from parure_export.demo.render import (
 )
 from parure_export.demo.scenes import photograph
 from parure_export.export import export_bundle
+from parure_triton.repository import write_repository
+from parure_triton.server import EmbeddedServer
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 HELD_OUT_TRIPLETS = 64
