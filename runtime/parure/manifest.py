@@ -151,7 +151,7 @@ class Parity(Frozen):
 class Manifest(Frozen):
     """Everything that a runtime or a server has to know about a bundle."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     pipeline: Literal["ornament_tryon"]
     precision: Precision
     max_batch: int = Field(ge=1)

@@ -93,4 +93,5 @@ def _tinted(crop: np.ndarray, mask: np.ndarray) -> Pixels:  # type: ignore[type-
 
 
 def _bytes(picture: np.ndarray) -> Pixels:  # type: ignore[type-arg]
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    pixels: Pixels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return pixels

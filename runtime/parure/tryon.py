@@ -169,7 +169,9 @@ class TryOn:
         ornament_pixels = load_image(ornament, subject="ornament")
         mask = None
         if ornament_mask is not None:
-            mask = load_mask(ornament_mask, shape=ornament_pixels.shape[:2], subject="ornament mask")
+            mask = load_mask(
+                ornament_mask, shape=(ornament_pixels.shape[0], ornament_pixels.shape[1]), subject="ornament mask"
+            )
         return Request(
             photo=pixels,
             ornament=ornament_pixels,
@@ -244,7 +246,8 @@ class TryOn:
             weights = np.array(self.manifest.geometry.preview, np.float32)  # [latent channels + 1, 3]
             latents = step.denoised[0].transpose(1, 2, 0)
             picture = np.clip((latents @ weights[:-1] + weights[-1] + 1) / 2, 0, 1)
-        return np.rint(picture * 255).astype(np.uint8)
+        pixels: Pixels = np.rint(picture * 255).astype(np.uint8)
+        return pixels
 
     def _compose(self, run: ComponentRunner, request: Request, person: Person, last: Step, masks: FloatArray) -> Result:
         geometry = self.manifest.geometry
@@ -321,9 +324,9 @@ def _check_guidance(guidance: float, form: str) -> None:
 
 def _content_key(ornament: Pixels, mask: FloatArray | None) -> str:
     digest = hashlib.sha256(str(ornament.shape).encode())
-    digest.update(np.ascontiguousarray(ornament))
+    digest.update(ornament.tobytes())
     if mask is not None:
-        digest.update(np.ascontiguousarray(mask))
+        digest.update(mask.tobytes())
     return digest.hexdigest()
 
 

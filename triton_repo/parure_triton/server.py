@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import secrets
@@ -100,6 +101,14 @@ class EmbeddedServer:
         """The process id of the server, which is also its process group."""
         return self._running().pid
 
+    @property
+    def version(self) -> str:
+        """Triton's version, as the running server itself reports it."""
+        status, body = self._get("/v2")
+        if status != http.HTTPStatus.OK:
+            raise ServerError("the embedded server does not answer at /v2; call wait_ready first")
+        return str(json.loads(body)["version"])
+
     def wait_ready(self, timeout: float = 300.0, give_up: Callable[[], bool] = lambda: False) -> bool:
         """Wait until every model is ready; False if `give_up` said so first.
 
@@ -184,12 +193,17 @@ class EmbeddedServer:
         return self._process
 
     def _answers(self, path: str) -> bool:
+        return self._get(path)[0] == http.HTTPStatus.OK
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        """Status and body; status 0 where nothing answers."""
         connection = http.client.HTTPConnection(HOST, self._ports["http"], timeout=2)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status == http.HTTPStatus.OK
+            response = connection.getresponse()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException):
-            return False
+            return 0, b""
         finally:
             connection.close()
 

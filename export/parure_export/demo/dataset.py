@@ -38,14 +38,16 @@ def box_coverage(box: tuple[float, float, float, float], size: int) -> NDArray[n
     left, top, right, bottom = box
     columns = np.clip(np.minimum(edges + 1, right) - np.maximum(edges, left), 0, 1)
     rows = np.clip(np.minimum(edges + 1, bottom) - np.maximum(edges, top), 0, 1)
-    return np.outer(rows, columns).astype(np.float32)
+    covered: NDArray[np.float32] = np.outer(rows, columns).astype(np.float32)
+    return covered
 
 
 def stack(triplets: list[Triplet]) -> Batch:
     """Triplets of one size -> arrays."""
 
     def quantised(masks: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
-        return np.rint(np.stack(masks) * 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.rint(np.stack(masks) * 255).astype(np.uint8)
+        return pixels
 
     size = triplets[0].photo.shape[0]
     return Batch(

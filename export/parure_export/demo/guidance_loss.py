@@ -21,8 +21,13 @@ class GuidedAttention(ReferenceAttention):
     """A `ReferenceAttention` that also writes the attention mass on ornament tokens into `attention_mass`.
 
     The references must be [ornament tokens, person tokens], n each, as `TryOnUNet` appends them.
-    `attention_mass["ornament_mask"]` holds M_o [B, 1, s, s]; the layer adds its own map [B, 1, side, side].
+    `attention_mass["ornament_mask"]` holds M_o [B, 1, s, s]; a layer that is `guided` adds its own map
+    [B, 1, side, side].
     """
+
+    def __init__(self, layer: str, guided: bool) -> None:
+        super().__init__(layer)
+        self.guided = guided
 
     def __call__(
         self,
@@ -35,7 +40,7 @@ class GuidedAttention(ReferenceAttention):
         references: Mapping[str, Tensor] | None = None,
         attention_mass: MutableMapping[str, Tensor] | None = None,
     ) -> Tensor:
-        if encoder_hidden_states is None and attention_mass is not None and references is not None:
+        if self.guided and attention_mass is not None and references is not None:
             keys = torch.cat([hidden_states, references[self.layer]], dim=1)
             attention_mass[self.layer] = _mass(attn, hidden_states, keys, attention_mass["ornament_mask"])
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, captured, references)
@@ -43,23 +48,8 @@ class GuidedAttention(ReferenceAttention):
 
 def guide_attention(unet: UNet2DConditionModel, layers: Sequence[str]) -> None:
     """Let every attention layer accept `attention_mass`; only `layers` (self-attention) write to it."""
-    processors = {}
-    for name in unet.attn_processors:
-        layer = name.removesuffix(".processor")
-        processors[name] = GuidedAttention(layer) if layer in layers else _Unguided(layer)
-    unet.set_attn_processor(processors)
-
-
-class _Unguided(ReferenceAttention):
-    def __call__(
-        self,
-        *args: Tensor,
-        attention_mass: object = None,
-        captured: MutableMapping[str, Tensor] | None = None,
-        references: Mapping[str, Tensor] | None = None,
-        **kwargs: Tensor,
-    ) -> Tensor:
-        return super().__call__(*args, captured=captured, references=references, **kwargs)
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    unet.set_attn_processor({f"{name}.processor": GuidedAttention(name, name in layers) for name in names})
 
 
 def mask_mapping_loss(attention_mass: Mapping[str, Tensor], wearing_mask: Tensor) -> Tensor:
@@ -81,4 +71,5 @@ def _mass(attn: Attention, queries: Tensor, keys: Tensor, ornament_mask: Tensor)
     weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
     on_ornament = weights[:, :, tokens : 2 * tokens]
     mask = F.adaptive_avg_pool2d(ornament_mask.float(), side).flatten(1)
-    return (on_ornament @ mask[:, :, None]).transpose(1, 2).unflatten(2, (side, side))
+    mass: Tensor = (on_ornament @ mask[:, :, None]).transpose(1, 2)
+    return mass.reshape(-1, 1, side, side)

@@ -34,11 +34,10 @@ def pack(features: Mapping[str, Tensor], layout: FeatureLayout) -> Tensor:
 
 def unpack(packed: Tensor, layout: FeatureLayout) -> dict[str, Tensor]:
     """[B, L] -> {layer: [B, tokens, channels]}."""
+    parts = torch.split(packed, [layer.tokens * layer.channels for layer in layout.layers], dim=1)
     return {
-        layer.layer: packed[:, layer.offset : layer.offset + layer.tokens * layer.channels].unflatten(
-            1, (layer.tokens, layer.channels)
-        )
-        for layer in layout.layers
+        layer.layer: part.reshape(-1, layer.tokens, layer.channels)
+        for layer, part in zip(layout.layers, parts, strict=True)
     }
 
 

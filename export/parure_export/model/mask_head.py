@@ -38,16 +38,15 @@ class MaskHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, model_features: Tensor, ornament_features: Tensor, mask: Tensor, layout: FeatureLayout) -> Tensor:
         """features [B, L] each, mask [B, 1, s, s] in 0..1 -> mask [B, 1, s, s] in 0..1."""
         f_m, f_o = unpack(model_features, layout), unpack(ornament_features, layout)
-        summed: Tensor | None = None
+        grids: list[Tensor] = []
         for layer, factor, norm, project in zip(
             self.config.layers, self.factors, self.norms, self.projections, strict=True
         ):
             m = F.avg_pool2d(mask, factor).flatten(2).transpose(1, 2)
             joined = project(norm(torch.cat([f_m[layer] * m, f_o[layer]], dim=2)))
             side = mask.shape[-1] // factor
-            grid = F.pixel_shuffle(joined.transpose(1, 2).unflatten(2, (side, side)), factor)
-            summed = grid if summed is None else summed + grid
-        return cast(Tensor, torch.sigmoid(self.mlp(torch.cat([cast(Tensor, summed), mask], dim=1))))
+            grids.append(F.pixel_shuffle(joined.transpose(1, 2).unflatten(2, (side, side)), factor))
+        return torch.sigmoid(self.mlp(torch.cat([torch.stack(grids).sum(dim=0), mask], dim=1)))
 
 
 class MaskHeadComponent(nn.Module):
