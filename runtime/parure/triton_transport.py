@@ -201,7 +201,7 @@ def _exchange(
     body: bytes,
     headers: Mapping[str, str],
     until: float,
-) -> tuple[int, Mapping[str, str], bytearray]:
+) -> tuple[int, http.client.HTTPMessage, bytearray]:
     """Send and receive on one connection; a wait that lasts until `until` ends with `TimeoutError`."""
     connection.timeout = _left(until)
     if connection.sock is None:
