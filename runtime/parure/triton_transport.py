@@ -171,7 +171,7 @@ class HttpTransport:
 
     def _call(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
-    ) -> tuple[Mapping[str, str], bytearray]:
+    ) -> tuple[http.client.HTTPMessage, bytearray]:
         """One exchange; repeated only where a connection that was kept turns out to be closed by the server."""
         until = time.monotonic() + self._deadline
         while True:
