@@ -31,6 +31,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.kind)
 
+    def part(self, items: slice) -> Batch:
+        return Batch(**{name: getattr(self, name)[items] for name in self.__annotations__})
+
 
 def box_coverage(box: tuple[float, float, float, float], size: int) -> NDArray[np.float32]:
     """The share of each pixel that `box` (left, top, right, bottom) covers: [size, size] in 0..1."""
@@ -79,8 +82,14 @@ def render_shards(folder: Path, count: int, size: int, workers: int) -> Iterator
 
 def load_shards(folder: Path, count: int) -> Batch:
     """The first `count` triplets of `folder`, in memory."""
-    shards = [np.load(_path(folder, start), allow_pickle=False) for start in range(0, count, SHARD)]
-    return Batch(**{name: np.concatenate([s[name] for s in shards])[:count] for name in Batch.__annotations__})
+    shards = [load_shard(folder, start) for start in range(0, count, SHARD)]
+    return Batch(**{n: np.concatenate([getattr(s, n) for s in shards])[:count] for n in Batch.__annotations__})
+
+
+def load_shard(folder: Path, start: int) -> Batch:
+    """The shard whose first triplet is `start`."""
+    with np.load(_path(folder, start), allow_pickle=False) as arrays:
+        return Batch(**{name: arrays[name] for name in Batch.__annotations__})
 
 
 def _path(folder: Path, start: int) -> Path:

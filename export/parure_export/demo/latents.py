@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +13,14 @@ from torch.nn import functional as F
 
 from parure_export.demo.dataset import Batch
 from parure_export.model import VaeEncoder
+from parure_export.model.geometry import ModelGeometry
 
 CHUNK = 50
 
 
 @dataclass(frozen=True)
 class LatentTriplets:
-    """N triplets: latents [N, 4, s, s], masks [N, 1, s, s] in 0..1, CLIP pixels [N, 3, P, P] uint8."""
+    """N triplets: latents [N, C, s, s], masks [N, 1, s, s] in 0..1, CLIP pixels [N, 3, P, P] uint8."""
 
     target: Tensor
     masked: Tensor
@@ -38,27 +38,28 @@ class LatentTriplets:
         return LatentTriplets(**{n: getattr(self, n)[indices].float() for n in self.__annotations__})
 
 
-def encode(vae: VaeEncoder, data: Batch, latent_size: int, pixels_size: int) -> Iterator[LatentTriplets]:
-    """Encode `data` chunk by chunk."""
-    for start in range(0, len(data), CHUNK):
-        part = slice(start, start + CHUNK)
-        box = _mask(data.box_mask[part])
-        images = torch.cat(
-            [_image(data.target[part]), _image(data.photo[part]) * (1 - box), _image(data.ornament[part])]
-        )
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            latents = vae(images.contiguous(memory_format=torch.channels_last)).half()
-        target, masked, ornament = latents.chunk(3)
-        factor = box.shape[-1] // latent_size
-        yield LatentTriplets(
-            target=target.contiguous(),
-            masked=masked.contiguous(),
-            ornament=ornament.contiguous(),
-            pixels=_thumbnails(data.ornament[part], pixels_size),
-            wearing_mask=F.avg_pool2d(_mask(data.wearing_mask[part]), factor).half(),
-            reference_mask=F.avg_pool2d(_mask(data.reference_mask[part]), factor).half(),
-            box_mask=F.avg_pool2d(box, factor).half(),
-        )
+def encode(vae: VaeEncoder, data: Batch, geometry: ModelGeometry) -> LatentTriplets:
+    """Encode `data`: latents as `vae` gives them, scaled."""
+    starts = range(0, len(data), CHUNK)
+    return join([_encode(vae, data.part(slice(start, start + CHUNK)), geometry) for start in starts])
+
+
+def _encode(vae: VaeEncoder, data: Batch, geometry: ModelGeometry) -> LatentTriplets:
+    box = _mask(data.box_mask)
+    images = torch.cat([_image(data.target), _image(data.photo) * (1 - box), _image(data.ornament)])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = vae(images.contiguous(memory_format=torch.channels_last)).half()
+    target, masked, ornament = latents.chunk(3)
+    factor = box.shape[-1] // geometry.latent_size
+    return LatentTriplets(
+        target=target.contiguous(),
+        masked=masked.contiguous(),
+        ornament=ornament.contiguous(),
+        pixels=_thumbnails(data.ornament, geometry.clip["image_size"]),
+        wearing_mask=F.avg_pool2d(_mask(data.wearing_mask), factor).half(),
+        reference_mask=F.avg_pool2d(_mask(data.reference_mask), factor).half(),
+        box_mask=F.avg_pool2d(box, factor).half(),
+    )
 
 
 def join(parts: list[LatentTriplets]) -> LatentTriplets:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 
 from parure_export.checkpoint import PipelineConfig, save_checkpoint, scheduler_of
-from parure_export.demo.dataset import load_shards, render_shards
+from parure_export.demo.dataset import SHARD, load_shard, load_shards, render_shards
 from parure_export.demo.latents import LatentTriplets, encode, join
 from parure_export.demo.train_tryon import train_tryon
 from parure_export.demo.train_vae import train_vae
@@ -34,7 +34,7 @@ Report = Callable[[int], None]
 )
 @click.option("--triplets", default=10_000, show_default=True, help="Rendered triplets.")
 @click.option("--vae-steps", default=900, show_default=True)
-@click.option("--steps", default=2_000, show_default=True, help="Try-on training steps.")
+@click.option("--steps", default=6_500, show_default=True, help="Try-on training steps.")
 @click.option("--workers", default=2, show_default=True, help="Processes that render.")
 def main(work: Path, out: Path, triplets: int, vae_steps: int, steps: int, workers: int) -> None:
     """Train the demo checkpoint, resuming what WORK already holds."""
@@ -65,34 +65,35 @@ def write_checkpoint(modules: RawModules, out: Path) -> None:
 
 
 def _vae(modules: RawModules, work: Path, triplets: int, steps: int, stage: Callable[[str, int], Report]) -> None:
+    """Train the VAE once; the scaling factor that gives its latents unit variance is measured with it."""
     final = work / "vae" / "final"
     if not final.exists():
         data = load_shards(work / "triplets", triplets)
         train_vae(modules.vae, data, work / "vae", steps, patch=64, report=stage("vae", steps))
+        modules.vae.register_to_config(scaling_factor=1.0)
+        raw = encode(VaeEncoder(modules.vae).eval(), load_shard(work / "triplets", 0), DEMO)
+        modules.vae.register_to_config(scaling_factor=float(1 / raw.target.float().std()))
         modules.vae.save_pretrained(final)
-    modules.vae.load_state_dict(AutoencoderKL.from_pretrained(final).state_dict())
+    trained = AutoencoderKL.from_pretrained(final)
+    modules.vae.load_state_dict(trained.state_dict())
+    modules.vae.register_to_config(scaling_factor=trained.config.scaling_factor)
 
 
 def _latents(modules: RawModules, work: Path, triplets: int, report: Report) -> LatentTriplets:
-    """Encode every triplet once; the scaling factor that gives latents unit variance is measured here."""
-    path = work / "latents.safetensors"
-    if not path.exists():
-        modules.vae.register_to_config(scaling_factor=1.0)
-        parts: list[LatentTriplets] = []
-        data = load_shards(work / "triplets", triplets)
-        pixels = int(modules.image_encoder.config.image_size)
-        for part in encode(VaeEncoder(modules.vae).eval(), data, DEMO.latent_size, pixels):
-            parts.append(part)
-            report(sum(map(len, parts)))
-        joined = join(parts)
-        scale = 1 / joined.target.float().std()
-        save_file({n: getattr(joined, n) for n in LatentTriplets.__annotations__} | {"scale": scale}, path)
-    tensors = load_file(path)
-    scale = tensors.pop("scale")
-    modules.vae.register_to_config(scaling_factor=float(scale))
-    for name in ("target", "masked", "ornament"):
-        tensors[name] = (tensors[name].float() * scale).half()
-    return LatentTriplets(**tensors)
+    """Every triplet, encoded once: a file a shard, so that more triplets cost only themselves."""
+    folder = work / "latents"
+    folder.mkdir(exist_ok=True)
+    vae = VaeEncoder(modules.vae).eval()
+    parts: list[LatentTriplets] = []
+    for start in range(0, triplets, SHARD):
+        path = folder / f"latents-{start:07d}.safetensors"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            save_file(vars(encode(vae, load_shard(work / "triplets", start), DEMO)), partial)
+            partial.replace(path)
+        parts.append(LatentTriplets(**load_file(path)))
+        report(sum(map(len, parts)))
+    return join(parts)
 
 
 if __name__ == "__main__":
