@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +23,13 @@ from parure.errors import (
 from parure.executor import Array, Arrays
 from parure.manifest import MANIFEST_NAME, Component, Manifest, TensorSpec
 from parure.solver import Solver
-from parure.triton_transport import Transport, WireTensor, open_transport, translated
+from parure.triton_transport import Transport, open_transport, translated
 
 MANIFEST_MODEL = "manifest"
 FILE_INPUT = "file"
 FILE_OUTPUT = "content"
 BUNDLE_PARAMETER = "bundle"
 _WIRE_TYPES = {"float32": "FP32", "float16": "FP16"}
-_LENGTH = struct.Struct("<I")
 
 
 class TritonExecutor:
@@ -78,7 +76,7 @@ class TritonExecutor:
         """As `Executor.run`; raises `InputError` for inputs that are not what the manifest says."""
         spec = self._components.get(component) or self.manifest.component(component)
         batch = _check_inputs(spec, inputs, self.manifest.max_batch)
-        reply = self._infer(component, {t.name: _encode(inputs[t.name], t, batch) for t in spec.inputs})
+        reply = self._infer(component, {t.name: inputs[t.name].reshape(_wire_shape(t, batch)) for t in spec.inputs})
         subject = f"{component} on {self.url}"
         return {t.name: _decode(reply.get(t.name), t, batch, subject) for t in spec.outputs}
 
@@ -108,7 +106,7 @@ class TritonExecutor:
     ) -> None:
         self.close()
 
-    def _infer(self, model: str, inputs: dict[str, WireTensor]) -> dict[str, WireTensor]:
+    def _infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
         if self._closed:
             raise ServerError(f"the executor for {self.url} is closed; open a new one")
         with translated(f"model {model!r} at {self.url}", self._deadline):
@@ -116,15 +114,10 @@ class TritonExecutor:
 
     def _fetch(self, name: str) -> bytes:
         """The content of a bundle's file, from the server's model `manifest`."""
-        text = name.encode()
-        request = WireTensor("BYTES", (1,), _LENGTH.pack(len(text)) + text)
-        reply = self._infer(MANIFEST_MODEL, {FILE_INPUT: request}).get(FILE_OUTPUT)
-        if reply is None or reply.datatype != "BYTES" or len(reply.data) < _LENGTH.size:
+        reply = self._infer(MANIFEST_MODEL, {FILE_INPUT: np.frombuffer(name.encode(), np.uint8)}).get(FILE_OUTPUT)
+        if reply is None or reply.dtype != np.uint8:
             raise InvalidReply(f"model {MANIFEST_MODEL!r} at {self.url} sent no {name}; is it a server of parure?")
-        content = bytes(reply.data)[_LENGTH.size :]
-        if _LENGTH.unpack_from(reply.data) != (len(content),):
-            raise InvalidReply(f"model {MANIFEST_MODEL!r} at {self.url} sent a truncated {name}; call it again")
-        return content
+        return reply.tobytes()
 
     def _fetch_manifest(self) -> bytes:
         try:
@@ -195,30 +188,19 @@ def _wire_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return (batch, *(spec.shape or (1,)))
 
 
-def _encode(array: Array, spec: TensorSpec, batch: int) -> WireTensor:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return WireTensor(wire_type(spec), _wire_shape(spec, batch), flat.view(np.uint8).data)
-
-
-def _decode(tensor: WireTensor | None, spec: TensorSpec, batch: int, subject: str) -> Array:
-    """[B, ...] in the manifest's type; raises `InvalidReply` unless it is whole and finite."""
-    if tensor is None:
+def _decode(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> Array:
+    """[B, ...] as the manifest says; raises `InvalidReply` unless it is, and finite."""
+    if array is None:
         raise InvalidReply(f"{subject}: output {spec.name} is missing; the server runs another model; restart it")
-    shape, dtype = _wire_shape(spec, batch), np.dtype(spec.dtype)
-    if tensor.datatype != wire_type(spec) or tensor.shape != shape:
+    shape = _wire_shape(spec, batch)
+    if array.dtype != spec.dtype or array.shape != shape:
         raise InvalidReply(
-            f"{subject}: output {spec.name} is {tensor.datatype} {list(tensor.shape)}; "
-            f"expected {wire_type(spec)} {list(shape)}; the server runs another model"
+            f"{subject}: output {spec.name} is {array.dtype} {list(array.shape)}; "
+            f"expected {spec.dtype} {list(shape)}; the server runs another model"
         )
-    if len(tensor.data) != (expected := batch * spec.elements * dtype.itemsize):
-        raise InvalidReply(
-            f"{subject}: output {spec.name} has {len(tensor.data)} bytes; expected {expected}; "
-            "if the server's Python has numpy 2, install 'numpy<2' there"
-        )
-    array: Array = np.frombuffer(tensor.data, dtype).reshape(batch, *spec.shape)
     if not _finite(array):
         raise InvalidReply(f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs")
-    return array
+    return array.reshape(batch, *spec.shape)
 
 
 def _finite(array: Array) -> bool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +29,11 @@ from parure.errors import (
     ServerError,
     ServerUnavailable,
 )
-from parure.executor import Arrays
+from parure.executor import Array, Arrays
 from parure.onnx_executor import OnnxExecutor
 from parure.solver import Solver
 from parure.triton import TritonExecutor
-from parure.triton_transport import Transport, WireTensor, open_transport
+from parure.triton_transport import Transport, open_transport
 from parure_triton.server import EmbeddedServer
 
 
@@ -159,15 +159,14 @@ def test_inputs_that_the_manifest_does_not_allow_are_not_sent(executor: TritonEx
 def test_malformed_requests_get_an_error_and_the_server_lives_on(executor: TritonExecutor, url: str) -> None:
     transport = open_transport(url, 10)
     right = unet_inputs(1)
-    latents = WireTensor("FP32", (1, 4, 8, 8), right["latents"].tobytes())
-    timestep = WireTensor("FP32", (1, 1), right["timestep"].tobytes())
-    malformed: list[dict[str, WireTensor]] = [
+    latents, timestep = right["latents"], np.zeros((1, 1), np.float32)
+    malformed: list[dict[str, Array]] = [
         {},
         {"latents": latents},
-        {"latents": latents, "timestep": WireTensor("FP64", (1, 1), b"\0" * 8)},
-        {"latents": WireTensor("FP32", (1, 4, 8, 9), b"\0" * 1152), "timestep": timestep},
-        {"latents": WireTensor("FP32", (1, 4, 8, 8), b"\0" * 3), "timestep": timestep},
-        {"latents": WireTensor("FP32", (9, 4, 8, 8), b"\0" * 9216), "timestep": WireTensor("FP32", (9, 1), b"\0" * 36)},
+        {"latents": latents, "timestep": timestep.astype(np.float64)},
+        {"latents": np.zeros((1, 4, 8, 9), np.float32), "timestep": timestep},
+        {"latents": np.zeros(1, np.float32), "timestep": timestep},
+        {"latents": np.zeros((9, 4, 8, 8), np.float32), "timestep": np.zeros((9, 1), np.float32)},
     ]
     for inputs in malformed:
         with (
@@ -200,7 +199,7 @@ class _Relay:
         self.inner = inner
         self.name = inner.name
 
-    def infer(self, model: str, inputs: Mapping[str, WireTensor]) -> dict[str, WireTensor]:
+    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
         return self.inner.infer(model, inputs)
 
     def parameters(self, model: str) -> dict[str, str]:
@@ -216,22 +215,22 @@ class _Relay:
 class _Sending(_Relay):
     """Sends `inputs` to the U-Net, whatever it is asked to send."""
 
-    def __init__(self, inner: Transport, inputs: Mapping[str, WireTensor]) -> None:
+    def __init__(self, inner: Transport, inputs: Arrays) -> None:
         super().__init__(inner)
         self.inputs = inputs
 
-    def infer(self, model: str, inputs: Mapping[str, WireTensor]) -> dict[str, WireTensor]:
+    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
         return super().infer(model, self.inputs if model == "unet" else inputs)
 
 
 class _Answering(_Relay):
     """Answers for the U-Net with `reply`."""
 
-    def __init__(self, inner: Transport, reply: dict[str, WireTensor]) -> None:
+    def __init__(self, inner: Transport, reply: dict[str, Array]) -> None:
         super().__init__(inner)
         self.reply = reply
 
-    def infer(self, model: str, inputs: Mapping[str, WireTensor]) -> dict[str, WireTensor]:
+    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
         return self.reply if model == "unet" else super().infer(model, inputs)
 
 
@@ -239,15 +238,13 @@ class _Answering(_Relay):
     ("reply", "complaint"),
     [
         ({}, "is missing"),
-        ({"noise": WireTensor("FP32", (1, 4, 8, 8), b"")}, "has 0 bytes; expected 1024.*numpy<2"),
-        ({"noise": WireTensor("FP32", (1, 4, 8, 8), b"\0" * 1020)}, "has 1020 bytes"),
-        ({"noise": WireTensor("FP32", (2, 4, 8, 8), b"\0" * 2048)}, r"expected FP32 \[1, 4, 8, 8\]"),
-        ({"noise": WireTensor("FP16", (1, 4, 8, 8), b"\0" * 512)}, "is FP16"),
-        ({"noise": WireTensor("FP32", (1, 4, 8, 8), b"\0\0\x80\x7f" * 256)}, "not finite"),
+        ({"noise": np.zeros((2, 4, 8, 8), np.float32)}, r"expected float32 \[1, 4, 8, 8\]"),
+        ({"noise": np.zeros((1, 4, 8, 8), np.float16)}, "is float16"),
+        ({"noise": np.full((1, 4, 8, 8), np.inf, np.float32)}, "not finite"),
     ],
 )
 def test_a_reply_that_is_not_what_the_manifest_says_is_invalid(
-    url: str, reply: dict[str, WireTensor], complaint: str
+    url: str, reply: dict[str, Array], complaint: str
 ) -> None:
     transport = open_transport(url, 10)
     executor = TritonExecutor(url, transport=_Answering(transport, reply))

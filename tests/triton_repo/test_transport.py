@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 import time
@@ -11,11 +10,21 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 
 from parure.errors import DeadlineExceeded, InvalidReply, ModelUnavailable, ServerError, ServerUnavailable
 from parure.triton import TritonExecutor
 from parure.triton_transport import GrpcTransport, HttpStatus, open_transport, translated
 
+POOL = HTTPConnectionPool("127.0.0.1")
 Talk = Callable[[socket.socket], None]
 
 
@@ -58,9 +67,11 @@ def test_every_grpc_code_has_its_error(code: grpc.StatusCode) -> None:
         (TimeoutError(), DeadlineExceeded),
         (ConnectionRefusedError(111, "refused"), ServerUnavailable),
         (ConnectionResetError(104, "reset"), ServerUnavailable),
-        (http.client.RemoteDisconnected("closed"), ServerUnavailable),
-        (http.client.IncompleteRead(b"", 3), ServerUnavailable),
-        (socket.gaierror(-2, "no such host"), ServerUnavailable),
+        (ReadTimeoutError(POOL, "/", "read timed out"), DeadlineExceeded),
+        (ConnectTimeoutError("connect timed out"), DeadlineExceeded),
+        (ProtocolError("closed"), ServerUnavailable),
+        (NewConnectionError(POOL, "refused"), ServerUnavailable),
+        (NameResolutionError("nowhere", POOL, socket.gaierror(-2, "no such host")), ServerUnavailable),
         (PermissionError(13, "denied"), ServerUnavailable),
     ],
 )
@@ -119,7 +130,7 @@ def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
 
 
 def test_a_fresh_connection_that_is_closed_is_an_error_and_not_repeated() -> None:
-    with listening(answering(b"")) as url, pytest.raises(http.client.RemoteDisconnected):
+    with listening(answering(b"")) as url, pytest.raises(ProtocolError):
         open_transport(url, 5).parameters("unet")
 
 
@@ -132,13 +143,13 @@ def test_the_deadline_covers_the_whole_reply() -> None:
 
 
 def test_a_truncated_reply_is_an_error() -> None:
-    with listening(answering(PARAMETERS[:-5])) as url, pytest.raises(http.client.IncompleteRead):
+    with listening(answering(PARAMETERS[:-5])) as url, pytest.raises(ProtocolError):
         open_transport(url, 5).parameters("unet")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"parameters": 1}'])
 def test_a_reply_that_is_not_tritons_is_invalid(body: bytes) -> None:
-    with listening(answering(ok(body))) as url, pytest.raises(InvalidReply, match="not Triton's HTTP protocol"):
+    with listening(answering(ok(body))) as url, pytest.raises(InvalidReply, match="cannot be read"):
         open_transport(url, 5).parameters("unet")
 
 
@@ -161,3 +172,25 @@ def test_a_restricted_server_is_permanent_over_grpc(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ServerError, match="alive but refuses inference") as refused:
         TritonExecutor("grpc://127.0.0.1:1", transport=transport)
     assert refused.type is ServerError
+
+
+def test_a_grpc_reply_with_too_few_bytes_is_invalid_and_names_the_known_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = GrpcTransport("127.0.0.1:1", 1)
+    reply = service_pb2.ModelInferResponse(raw_output_contents=[b""])
+    reply.outputs.add(name="noise", datatype="FP32", shape=[1, 4])
+    monkeypatch.setattr(transport._stub, "ModelInfer", lambda *_, **__: reply)
+    with pytest.raises(InvalidReply, match=r"size 0 into shape .*numpy<2"):
+        transport.infer("unet", {})
+
+
+def test_an_http_reply_with_too_few_bytes_is_invalid() -> None:
+    header = (
+        b'{"outputs": [{"name": "noise", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}]}'
+    )
+    reply = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n%s"
+    body = header + b"\0" * 8
+    with (
+        listening(answering(reply % (len(header), len(body), body))) as url,
+        pytest.raises(InvalidReply, match="size 2 into shape"),
+    ):
+        open_transport(url, 5).infer("unet", {})

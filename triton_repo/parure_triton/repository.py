@@ -147,8 +147,8 @@ def _write_manifest_model(bundle: Bundle, root: Path) -> None:
         bundle=bundle.identity,
         max_batch=0,
         instances=1,
-        inputs=(ModelTensor(FILE_INPUT, "TYPE_STRING", (1,)),),
-        outputs=(ModelTensor(FILE_OUTPUT, "TYPE_STRING", (1,)),),
+        inputs=(ModelTensor(FILE_INPUT, "TYPE_UINT8", (-1,)),),
+        outputs=(ModelTensor(FILE_OUTPUT, "TYPE_UINT8", (-1,)),),
         parameters={BUNDLE_PARAMETER: bundle.identity},
     )
     version = _write_model(model, root, "manifest.py")

@@ -1,6 +1,6 @@
 """The model `manifest`: hands the bundle's manifest, and the small files that a client needs, to clients.
 
-Copied as `1/model.py`. One request: the input `file` [1] names a file, the output `content` [1] is its bytes. The
+Copied as `1/model.py`. One request: the input `file` is the UTF-8 bytes of a name, the output `content` the file's. The
 files that may be asked for stand in `1/files/`; the client verifies what it gets against the manifest's hashes.
 """
 
@@ -22,11 +22,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.answer(pb_utils.get_input_tensor_by_name(request, "file").as_numpy()) for request in requests]
 
-    def answer(self, names: Any) -> Any:
-        """The content of the file that `names` [1] names; only names read at start-up are ever looked up."""
-        name = names.item().decode(errors="replace")
+    def answer(self, name_bytes: Any) -> Any:
+        """The content of the file that `name_bytes` uint8 [n] names; only names read at start-up are ever looked up."""
+        name = name_bytes.tobytes().decode(errors="replace")
         if name not in self.files:
             message = f"file {name!r} is not handed out; there are {sorted(self.files)}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
-        content = pb_utils.Tensor("content", np.array([self.files[name]], dtype=object))
+        content = pb_utils.Tensor("content", np.frombuffer(self.files[name], np.uint8))
         return pb_utils.InferenceResponse([content])
