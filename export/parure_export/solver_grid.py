@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parure.solver import SolverError
+from parure.errors import SolverError
 from parure.solvers.grid import SolverGrid, Values
 
 
@@ -33,11 +33,16 @@ def read_grid(scheduler: Any, rule: str) -> SolverGrid:
 def set_run(scheduler: Any, steps: int) -> None:
     """`scheduler.set_timesteps(steps)`, ready for the first step, without two accidents of diffusers.
 
+    LCM runs of more steps than the distilled grid has (50) walk on all training timesteps instead.
     With `trailing` spacing the rounding of `np.arange` adds, for some step counts (61, 103, ...), an evaluation
     at timestep -1 that spoils the picture; it is dropped. And a first timestep that occurs twice (Karras sigmas,
     many steps) makes diffusers skip an evaluation unless it is told to begin at the first.
     """
-    scheduler.set_timesteps(steps)
+    distilled = getattr(scheduler.config, "original_inference_steps", steps)
+    if steps > distilled:
+        scheduler.set_timesteps(steps, original_inference_steps=scheduler.config.num_train_timesteps)
+    else:
+        scheduler.set_timesteps(steps)
     if scheduler.timesteps[-1] == -1:
         scheduler.timesteps = scheduler.timesteps[:-1]
         if hasattr(scheduler, "sigmas"):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parure.solver import Solver, SolverError, SolverGrid, SolverSpec, SolverState, SolverTable
+from parure.errors import SolverError
+from parure.solver import Solver, SolverGrid, SolverSpec, SolverState, SolverTable
 from parure.solvers.rules import Option, Prediction
 from parure_export.solver_grid import read_grid, set_run
 

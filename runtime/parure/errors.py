@@ -5,6 +5,7 @@
     │   ├── ImageError               a picture that cannot be read safely
     │   ├── BoxError                 a box that does not fit its photo
     │   ├── RequestError             steps, solver, guidance, seed
+    │   │   └── SolverError          a run that a solver does not have, a scheduler it cannot express
     │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
     │   └── BundleError              a bundle that is missing, incomplete or altered
     ├── ExportError                  export could not keep its promise (parity, unsupported module)
@@ -42,6 +43,10 @@ class BoxError(InputError):
 
 class RequestError(InputError):
     """A parameter of a request (steps, solver, guidance, seed) is out of range."""
+
+
+class SolverError(RequestError):
+    """A solver cannot do what is asked of it: a step count it has no run of, a scheduler it cannot express."""
 
 
 class CheckpointError(InputError):

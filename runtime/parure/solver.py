@@ -16,18 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from parure.errors import BundleError, RequestError
+from parure.errors import BundleError, SolverError
 from parure.solvers.grid import SolverGrid, Values
 from parure.solvers.rules import HISTORY, NOISE, RULES, Option, Prediction, Rows
 
-__all__ = ["Solver", "SolverError", "SolverGrid", "SolverSpec", "SolverState", "SolverTable"]
+__all__ = ["Solver", "SolverGrid", "SolverSpec", "SolverState", "SolverTable"]
 
 FloatArray = NDArray[np.float32]
 KEPT_TABLES = 64
-
-
-class SolverError(RequestError):
-    """A solver cannot do what is asked of it: a step count it has no run of, a scheduler it cannot express."""
 
 
 class SolverSpec(BaseModel):

@@ -22,7 +22,7 @@ from parure.executor import Executor, FloatArray
 from parure.geometry import Box, Region, crop_region, downsample_mask, from_model, region_alpha, to_model
 from parure.image import Pixels, Source, load_image, load_mask
 from parure.loop import LoopOptions, Noise, Ornament, Person, Step, denoise
-from parure.manifest import Manifest
+from parure.manifest import Geometry, Manifest
 from parure.solver import Solver, SolverTable
 
 Preview = Literal["none", "latents", "decode"]
@@ -176,7 +176,7 @@ class TryOn:
             photo=pixels,
             ornament=ornament_pixels,
             ornament_mask=mask,
-            region=crop_region(_as_box(box), pixels.shape, geometry.enlarge),
+            region=_region(_as_box(box), pixels, geometry),
             table=table,
             seed=seed,
             options=LoopOptions(chosen_guidance, mask_loop),
@@ -313,6 +313,18 @@ def _as_box(box: Box | tuple[float, float, float, float]) -> Box:
     except (TypeError, ValueError) as error:
         raise BoxError(f"box is {box!r}; expected four numbers, left, top, right, bottom, in photo pixels") from error
     return Box(left, top, right, bottom)
+
+
+def _region(box: Box, photo: Pixels, geometry: Geometry) -> Region:
+    """The region of `box`; raises `BoxError` also for a box so narrow that its crop holds none of it."""
+    region = crop_region(box, photo.shape, geometry.enlarge)
+    if min(box.width, box.height) * geometry.latent_size < region.side:
+        longest = geometry.latent_size / geometry.enlarge
+        raise BoxError(
+            f"box {box} is {box.width:g} x {box.height:g} pixels, so narrow that the model cannot see it; expected "
+            f"a longer side of at most {longest:.0f} x the shorter one; draw it wider"
+        )
+    return region
 
 
 def _check_guidance(guidance: float, form: str) -> None:

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parure.solver import Solver, SolverError, SolverGrid, SolverSpec, SolverState
+from parure.errors import SolverError
+from parure.solver import Solver, SolverGrid, SolverSpec, SolverState
 from parure_export.solver_grid import _quick_sigma_to_t, set_run
 from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
 
@@ -216,7 +217,7 @@ def test_every_step_count_has_a_finite_table_of_falling_timesteps(name: str, con
 
 @pytest.mark.parametrize(
     ("name", "largest"),
-    [("ddim", 999), ("pndm", 999), ("dpmpp-2m", 998), ("unipc", 998), ("lcm", 50)],
+    [("ddim", 999), ("pndm", 999), ("dpmpp-2m", 998), ("unipc", 998)],
 )
 def test_the_step_counts_left_out_are_those_that_diffusers_cannot_run(name: str, largest: int) -> None:
     spec, _ = compiled(name, SD15)
@@ -229,6 +230,14 @@ def test_the_step_counts_left_out_are_those_that_diffusers_cannot_run(name: str,
         assert str(error)
     else:
         assert not np.isfinite(samples[-1]).all()
+
+
+def test_lcm_walks_on_the_distilled_grid_up_to_its_50_steps_and_on_all_timesteps_beyond() -> None:
+    _, solver = compiled("lcm", SD15)
+    assert set(solver.table(50).timesteps) == set(range(19, 1000, 20))
+    beyond = solver.table(51).timesteps
+    assert len(beyond) == 51 and beyond[0] == 999
+    assert np.array_equal(solver.table(1000).timesteps, np.arange(999, -1, -1))
 
 
 def test_the_evaluation_at_timestep_minus_1_that_trailing_spacing_adds_is_dropped() -> None:
@@ -354,4 +363,4 @@ def test_other_options_become_what_diffusers_makes_of_them() -> None:
 def test_a_solver_grid_is_what_compile_returns() -> None:
     spec, grid = compile_solver("lcm", DEMO)
     assert isinstance(grid, SolverGrid)
-    assert (spec.grid, spec.rule, spec.prediction_type, spec.max_steps) == ("solvers/lcm.npz", "lcm", "epsilon", 50)
+    assert (spec.grid, spec.rule, spec.prediction_type, spec.max_steps) == ("solvers/lcm.npz", "lcm", "epsilon", 1000)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parure.errors import BundleError, RequestError
-from parure.solver import Solver, SolverError, SolverGrid, SolverSpec, SolverState, SolverTable
+from parure.errors import BundleError, RequestError, SolverError
+from parure.solver import Solver, SolverGrid, SolverSpec, SolverState, SolverTable
 
 OPTIONS = {
     "ddim": {"eta": 0.0},

@@ -144,3 +144,9 @@ def test_a_picture_that_cannot_be_read_is_named(tryon: parure.TryOn, photo: Pixe
     with pytest.raises(ImageError, match="ornament") as caught:
         tryon(photo, tmp_path / "missing.png", BOX)
     assert "missing.png" in str(caught.value)
+
+
+def test_a_box_too_narrow_for_the_model_is_refused(tryon: parure.TryOn, ornament: Pixels) -> None:
+    wide = np.zeros((16, 600, 3), np.uint8)
+    with pytest.raises(BoxError, match=r"600 x 8 pixels, so narrow .* at most \d+ x the shorter"):
+        tryon(wide, ornament, (0, 0, 600, 8), steps=1)

@@ -103,7 +103,7 @@ def test_a_missing_package_is_named_with_the_remedy(
 ) -> None:
     find = installation.importlib.util.find_spec
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(InputError, match=r"pip install 'parure\[serve\]'"):
+    with pytest.raises(InputError, match=r"pip install 'parure\[cpu,serve\]'"):
         EmbeddedServer(repository)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from parure.errors import InputError
 
-_PIP_LINE = "pip install 'parure[serve]'"
+_PIP_LINE = "pip install 'parure[cpu,serve]'"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Report = Callable[[int], None]
 @click.option(
     "--out", type=click.Path(path_type=Path), default="export/parure_export/demo/checkpoint", show_default=True
 )
-@click.option("--triplets", default=10_000, show_default=True, help="Rendered triplets.")
+@click.option("--triplets", default=20_000, show_default=True, help="Rendered triplets.")
 @click.option("--vae-steps", default=900, show_default=True)
 @click.option("--steps", default=6_500, show_default=True, help="Try-on training steps.")
 @click.option("--workers", default=2, show_default=True, help="Processes that render.")

@@ -9,12 +9,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from parure.cli.common import needs
 from parure.errors import InputError
 
 if TYPE_CHECKING:
     from parure_export.checkpoint_report import CheckpointReport
 
-EXTRA = "which is not installed; run `pip install 'parure[export,cpu]'`"
+EXTRAS = "cpu,export"
 
 
 @click.group("checkpoint")
@@ -28,11 +29,9 @@ def command() -> None:
 @click.option("--seed", default=0, show_default=True)
 def new(out: Path, geometry: str, seed: int) -> None:
     """Write a checkpoint with random weights to OUT: for latency work without trained ones."""
-    try:
+    with needs("making a checkpoint", EXTRAS):
         from parure_export.checkpoint import new_checkpoint
         from parure_export.model.geometry import GEOMETRIES
-    except ImportError as error:
-        raise InputError(f"making a checkpoint needs {error.name}, {EXTRA}") from error
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another folder")
     try:
@@ -47,10 +46,8 @@ def new(out: Path, geometry: str, seed: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(path: Path, as_json: bool) -> None:
     """Print what the checkpoint at PATH contains, or say precisely what is wrong with it."""
-    try:
+    with needs("reading a checkpoint", EXTRAS):
         from parure_export.checkpoint_report import report
-    except ImportError as error:
-        raise InputError(f"reading a checkpoint needs {error.name}, {EXTRA}") from error
     content = report(path)
     if as_json:
         click.echo(content.model_dump_json(indent=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from parure.errors import InputError
+from parure.cli.common import make_folder, needs
 
 
 @click.command("demo")
@@ -16,17 +16,10 @@ from parure.errors import InputError
 @click.option("--triplets", default=64, show_default=True, type=click.IntRange(4), help="Held-out triplets to score.")
 def command(out: Path, steps: int | None, triplets: int) -> None:
     """Export the demo checkpoint, serve it with Triton, and put ornaments onto real and rendered pictures."""
-    try:
+    with needs("the demo", "cpu,export,serve"):
         from parure_export.demo.showcase import run_demo
-    except ImportError as error:
-        raise InputError(
-            f"the demo needs {error.name}, which is not installed; run `pip install 'parure[cpu,export,demo,serve]'`"
-        ) from error
     console = Console(stderr=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
+    make_folder(out)
     with console.status("demo") as status:
 
         def say(text: str) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from parure.errors import InputError
+from parure.cli.common import make_folder, needs
 from parure.image import save_png
 from parure.tryon import open_tryon
 
@@ -23,14 +23,11 @@ from parure.tryon import open_tryon
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
 def command(source: str, out: Path, triplets: int, steps: int | None) -> None:
     """Score a bundle on triplets that training never saw; writes evaluation.json and evaluation.png to OUT."""
-    try:
+    with needs("evaluating", "cpu,export"):
         from parure_export.demo.evaluate import Example, Score, evaluate, summary
-    except ImportError as error:
-        raise InputError(
-            f"evaluating needs {error.name}, which is not installed; run `pip install 'parure[cpu,demo]'`"
-        ) from error
     from parure.pictures import Row, contact_sheet
 
+    make_folder(out)
     scores: list[Score] = []
     examples: list[Example] = []
     with open_tryon(source) as tryon:
@@ -40,11 +37,7 @@ def command(source: str, out: Path, triplets: int, steps: int | None) -> None:
             if len(examples) < 16:
                 examples.append(example)
     report = summary(scores)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    (out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     rows = [
         Row(
             f"{e.score.kind}: mask IoU {e.score.mask_iou:.2f}, {e.score.psnr_loop:.1f} dB, without the loop "

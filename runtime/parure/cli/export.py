@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from parure.errors import InputError
+from parure.cli.common import needs
 from parure.manifest import Precision
 
 
@@ -32,12 +32,8 @@ def command(
 
     Fails, and writes nothing, where the exported graphs or the whole loop depart from PyTorch.
     """
-    try:
+    with needs("export", "cpu,export"):
         from parure_export.export import export_bundle
-    except ImportError as error:
-        raise InputError(
-            f"export needs {error.name}, which is not installed; run `pip install 'parure[export,cpu]'`"
-        ) from error
     console = Console(stderr=True)
     with console.status("export") as status:
 

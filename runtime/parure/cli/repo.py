@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from parure.errors import InputError
+from parure.cli.common import needs
 
 
 @click.command("repo")
@@ -16,12 +16,8 @@ from parure.errors import InputError
 @click.option("--threads", default=None, type=int, help="CPU threads of one instance [default: all cores].")
 def command(bundle: Path, out: Path, instances: int, threads: int | None) -> None:
     """Write a Triton model repository for BUNDLE: one model per component, and the manifest."""
-    try:
+    with needs("writing a repository", "cpu,serve"):
         from parure_triton.repository import write_repository
-    except ImportError as error:
-        raise InputError(
-            f"writing a repository needs {error.name}, which is not installed; run `pip install 'parure[serve]'`"
-        ) from error
     options = {} if threads is None else {"threads": threads}
     write_repository(bundle, out, instances=instances, **options)
     click.echo(f"model repository: {out}\nserve it: parure serve {out}")

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from parure.errors import InputError
+from parure.cli.common import make_folder
 from parure.geometry import Box
 from parure.image import load_image, save_png
 from parure.pictures import mask_strip
@@ -39,10 +39,7 @@ def command(
     Writes picture.png, mask.png and strip.png (the mask at every step) to the folder OUT.
     """
     parsed = Box.parse(box)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
+    make_folder(out)
     with open_tryon(source, deadline=deadline) as tryon:
         result = _run_with_progress(
             tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from parure.errors import InputError
+from parure.cli.common import needs
 
 
 @click.command("serve")
@@ -16,12 +16,8 @@ from parure.errors import InputError
 @click.option("--metrics-port", default=8002, show_default=True)
 def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> None:
     """Serve MODEL_REPOSITORY with the Triton server of the nvidia-pytriton wheel until Ctrl-C or SIGTERM."""
-    try:
+    with needs("serving", "cpu,serve"):
         from parure_triton.server import Addresses, serve
-    except ImportError as error:
-        raise InputError(
-            f"serving needs {error.name}, which is not installed; run `pip install 'parure[serve]'`"
-        ) from error
 
     def on_ready(addresses: Addresses) -> None:
         click.echo(f"ready\n  {addresses.grpc}\n  {addresses.http}\n  metrics {addresses.metrics}\nCtrl-C stops it")

@@ -1,0 +1,28 @@
+"""What commands share: errors for a part that is not installed, and for a folder that cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parure.errors import InputError
+
+
+@contextmanager
+def needs(what: str, extras: str) -> Iterator[None]:
+    """Around an import: names the package that `what` lacks, and the extras of parure that bring it."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{what} needs {error.name}, which is not installed; run `pip install 'parure[{extras}]'`"
+        ) from error
+
+
+def make_folder(out: Path) -> None:
+    """Make `out` before the work whose results go there. Raises `InputError`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
