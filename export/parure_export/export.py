@@ -42,6 +42,7 @@ from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_s
 
 SAMPLES = 2
 PARITY_STEPS = 4
+PARITY_SOLVER = "ddim"  # deterministic, and defined for every scheduler; compared whether the bundle has it or not
 Say = Callable[[str], None]
 
 
@@ -113,7 +114,7 @@ def export_bundle(
             tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
             files={},
         )
-        manifest = _prove(manifest, captured, inputs, stage, progress)
+        manifest = _prove(model, manifest, captured, inputs, stage, progress)
         _seal(manifest, stage)
     progress(f"bundle: {out}")
     return Bundle.open(out).manifest
@@ -218,7 +219,7 @@ def _write_graphs(
 ) -> tuple[tuple[Component, ...], Capture, LoopInputs]:
     say("running the PyTorch loop")
     inputs = sample_inputs(model.shape, min(SAMPLES, max(2, max_batch)))
-    scheduler = build_scheduler("ddim", model.scheduler_config)
+    scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
     captured = capture(model.components, inputs, scheduler, PARITY_STEPS)
     (stage / "onnx").mkdir()
     written = []
@@ -236,7 +237,9 @@ def _write_graphs(
     return tuple(written), captured, inputs
 
 
-def _prove(manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Path, say: Say) -> Manifest:
+def _prove(
+    model: Exportable, manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Path, say: Say
+) -> Manifest:
     """Run the exported graphs against what was captured, and put the figures into the manifest."""
     tolerances = TOLERANCES[manifest.precision]
     executor = OnnxExecutor(Bundle(stage, manifest, identity=""))
@@ -248,10 +251,7 @@ def _prove(manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Pat
             calls = [replace(c, inputs=tuple(v if v.ndim == 1 else v.half() for v in c.inputs)) for c in calls]
         parities.append(component_parity(component.name, calls, executor, tolerances.component, manifest.max_batch))
     say("comparing the whole loop")
-    spec = next((s for s in manifest.solvers if s.name == "ddim"), None)
-    if spec is None:
-        raise ExportError("the loop is compared with solver ddim, which is not among the solvers; add --solver ddim")
-    table = Solver.load(spec, stage).table(PARITY_STEPS)
+    table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(PARITY_STEPS)
     parity = loop_parity(tuple(parities), captured, inputs, executor, table, tolerances.loop)
     (stage / "reports").mkdir()
     (stage / "reports" / "parity.json").write_text(parity.model_dump_json(indent=2) + "\n")
