@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from parure.bundle import Bundle, sha256_of
 from parure.errors import BundleError, CheckpointError, ExportError, InputError
 from parure.manifest import (
     MANIFEST_NAME,
-    Component,
     Geometry,
     ImageEncoderSpec,
     LoopSpec,
@@ -30,13 +29,11 @@ from parure.manifest import (
     Parity,
     Precision,
 )
-from parure.onnx_executor import OnnxExecutor
 from parure.solver import Solver, SolverSpec
 from parure_export.checkpoint import PipelineConfig, load_checkpoint
+from parure_export.graphs import write_graphs
 from parure_export.model import Components
-from parure_export.onnx_export import export_component
-from parure_export.parity import TOLERANCES, Capture, capture, component_parity, loop_parity
-from parure_export.reference_loop import LoopInputs
+from parure_export.parity import capture, measure_parity
 from parure_export.samples import SampleShape, sample_inputs
 from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
 
@@ -89,33 +86,47 @@ def export_bundle(
     model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
     with _staged(out) as stage:
         specs = _write_solvers(model, stage, solvers, progress)
-        geometry = _geometry(model)
-        components, captured, inputs = _write_graphs(model, stage, precision, max_batch, progress)
-        manifest = Manifest(
-            pipeline="ornament_tryon",
-            precision=precision,
-            max_batch=max_batch,
-            components=components,
-            features=model.components.layout,
-            geometry=geometry,
-            image_encoder=ImageEncoderSpec(
-                size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std
-            ),
-            loop=LoopSpec(
-                default_steps=model.pipeline.default_steps,
-                default_solver=_default_solver(model, specs),
-                default_guidance=model.pipeline.default_guidance,
-                guidance=model.pipeline.guidance,
-                ornament_features_cacheable=captured.ornament_features_cacheable,
-            ),
-            solvers=specs,
-            parity=Parity(components=(), loop_tolerance=0, loop_max_relative_error=0, trajectory=()),
-            checkpoint_sha256=model.sha256,
-            tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
-            files={},
-        )
-        manifest = _prove(model, manifest, captured, inputs, stage, progress)
-        _seal(manifest, stage)
+        progress("running the PyTorch loop")
+        inputs = sample_inputs(model.shape, min(SAMPLES, max(2, max_batch)))
+        scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
+        captured = capture(model.components, inputs, scheduler, PARITY_STEPS)
+        (stage / "onnx").mkdir()
+        (stage / "reports").mkdir()
+        with tempfile.TemporaryDirectory(prefix="work-", dir=stage) as work:
+            graphs = write_graphs(
+                model.components, captured, stage / "onnx", Path(work), precision, max_batch, progress
+            )
+            manifest = Manifest(
+                pipeline="ornament_tryon",
+                precision=precision,
+                max_batch=max_batch,
+                components=tuple(graph.component for graph in graphs.values()),
+                features=model.components.layout,
+                geometry=_geometry(model),
+                image_encoder=ImageEncoderSpec(
+                    size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std
+                ),
+                loop=LoopSpec(
+                    default_steps=model.pipeline.default_steps,
+                    default_solver=_default_solver(model, specs),
+                    default_guidance=model.pipeline.default_guidance,
+                    guidance=model.pipeline.guidance,
+                    ornament_features_cacheable=captured.ornament_features_cacheable,
+                ),
+                solvers=specs,
+                parity=Parity(components=()),
+                checkpoint_sha256=model.sha256,
+                tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
+                files={},
+            )
+            table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(PARITY_STEPS)
+            judged = {name: graph.judged for name, graph in graphs.items()}
+            parity = measure_parity(manifest, judged, captured, inputs, table, progress)
+        _write_report(stage / "reports" / "parity.json", parity.model_dump(mode="json"))
+        if precision is not Precision.FP32:
+            kept = {name: [asdict(node) for node in graph.kept] for name, graph in graphs.items()}
+            _write_report(stage / "reports" / "precision.json", kept)
+        _seal(manifest.model_copy(update={"parity": parity}), stage)
     progress(f"bundle: {out}")
     return Bundle.open(out).manifest
 
@@ -214,55 +225,15 @@ def _default_solver(model: Exportable, specs: Sequence[SolverSpec]) -> str:
     return model.pipeline.default_solver if model.pipeline.default_solver in names else names[0]
 
 
-def _write_graphs(
-    model: Exportable, stage: Path, precision: Precision, max_batch: int, say: Say
-) -> tuple[tuple[Component, ...], Capture, LoopInputs]:
-    say("running the PyTorch loop")
-    inputs = sample_inputs(model.shape, min(SAMPLES, max(2, max_batch)))
-    scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
-    captured = capture(model.components, inputs, scheduler, PARITY_STEPS)
-    (stage / "onnx").mkdir()
-    written = []
-    for name, module in model.components.items():
-        say(f"exporting {name}")
-        call = captured.calls[name][0]
-        if precision is Precision.FP16:
-            module = module.half()
-            call = replace(
-                call,
-                inputs=tuple(v if v.ndim == 1 else v.half() for v in call.inputs),
-                output=call.output.half(),
-            )
-        written.append(export_component(name, module, call, stage / "onnx", max_batch))
-    return tuple(written), captured, inputs
-
-
-def _prove(
-    model: Exportable, manifest: Manifest, captured: Capture, inputs: LoopInputs, stage: Path, say: Say
-) -> Manifest:
-    """Run the exported graphs against what was captured, and put the figures into the manifest."""
-    tolerances = TOLERANCES[manifest.precision]
-    executor = OnnxExecutor(Bundle(stage, manifest, identity=""))
-    parities = []
-    for component in manifest.components:
-        say(f"comparing {component.name}")
-        calls = captured.calls[component.name]
-        if manifest.precision is Precision.FP16:
-            calls = [replace(c, inputs=tuple(v if v.ndim == 1 else v.half() for v in c.inputs)) for c in calls]
-        parities.append(component_parity(component.name, calls, executor, tolerances.component, manifest.max_batch))
-    say("comparing the whole loop")
-    table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(PARITY_STEPS)
-    parity = loop_parity(tuple(parities), captured, inputs, executor, table, tolerances.loop)
-    (stage / "reports").mkdir()
-    (stage / "reports" / "parity.json").write_text(parity.model_dump_json(indent=2) + "\n")
-    return manifest.model_copy(update={"parity": parity})
+def _write_report(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _seal(manifest: Manifest, stage: Path) -> None:
     """Hash every file and write the manifest last."""
     files = {p.relative_to(stage).as_posix(): sha256_of(p) for p in sorted(stage.rglob("*")) if p.is_file()}
     sealed = manifest.model_copy(update={"files": files})
-    (stage / MANIFEST_NAME).write_text(json.dumps(sealed.model_dump(mode="json"), indent=2) + "\n")
+    _write_report(stage / MANIFEST_NAME, sealed.model_dump(mode="json"))
 
 
 def _geometry(model: Exportable) -> Geometry:

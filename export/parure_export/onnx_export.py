@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from parure.errors import ExportError
-from parure.manifest import Component, DataType, TensorSpec
+from parure.manifest import Component, TensorSpec
 
-OPSET = 20
+OPSET = 23  # has `Attention` and `GroupNormalization`, which engines fuse
 INLINE_BYTES = 1_500_000_000  # protobuf stops at 2 GB; beyond this, weights go into a file of their own
 
 OUTPUTS = {
@@ -46,7 +46,6 @@ INPUTS = {
     ),
     "vae_decoder": ("latents",),
 }
-_DTYPES: dict[torch.dtype, DataType] = {torch.float32: "float32", torch.float16: "float16"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _two(value: Tensor) -> Tensor:
 
 
 def _spec(name: str, value: Tensor) -> TensorSpec:
-    return TensorSpec(name=name, dtype=_DTYPES[value.dtype], shape=tuple(value.shape[1:]))
+    return TensorSpec(name=name, dtype="float32", shape=tuple(value.shape[1:]))
 
 
 def _parameters(path: Path) -> int:

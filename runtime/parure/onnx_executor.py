@@ -9,7 +9,7 @@ from typing import Any
 from parure.bundle import Bundle
 from parure.errors import InputError, InvalidReply
 from parure.executor import Array, Arrays
-from parure.manifest import Manifest
+from parure.manifest import Manifest, Precision
 
 
 class OnnxExecutor:
@@ -34,6 +34,11 @@ class OnnxExecutor:
     def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
         session = self._sessions.get(component)
         if session is None:
+            if self.manifest.precision is Precision.BF16:
+                raise InputError(
+                    "the bundle is bf16, which ONNX Runtime has no kernels for; build engines with `parure build`, or "
+                    "export it as fp32 or fp16"
+                )
             session = self._sessions[component] = open_session(self.bundle.graph(component), self._threads)
         outputs = [tensor.name for tensor in self.manifest.component(component).outputs]
         return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
@@ -42,8 +47,11 @@ class OnnxExecutor:
         self._sessions.clear()
 
 
-def open_session(graph: Path, threads: int) -> Any:
-    """An ONNX Runtime session on the best provider that this host has, deterministic on CPU."""
+def open_session(graph: Path, threads: int, *, literal: bool = False) -> Any:
+    """An ONNX Runtime session on the best provider that this host has, deterministic on CPU.
+
+    `literal` runs the graph node by node as it stands, without ONNX Runtime's rewriting.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -55,6 +63,8 @@ def open_session(graph: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if literal:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [provider for provider in wanted if provider in ort.get_available_providers()]
     try:

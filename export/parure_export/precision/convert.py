@@ -12,7 +12,7 @@ from parure.errors import ExportError
 from parure_export.precision.policy import INSIDE_FP32
 
 FLOAT = ir.DataType.FLOAT
-_NUMPY = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}
+_NUMPY = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}
 _ALWAYS_FP32 = {"Resize": (1, 2)}  # roi and scales are parameters, not data
 
 
@@ -64,7 +64,7 @@ class _Conversion:
             node.attributes["to"] = ir.AttrInt64("to", int(wanted))
         elif node.op_type in ("Constant", "ConstantOfShape") and node.outputs[0] in floats:
             attribute = node.attributes["value"]
-            node.attributes["value"] = ir.AttrTensor("value", _converted(attribute.as_tensor(), wanted))
+            node.attributes["value"] = ir.AttrTensor("value", converted(attribute.as_tensor(), wanted))
         if node.op_type in INSIDE_FP32 and wanted != FLOAT:
             attribute_name = INSIDE_FP32[node.op_type]
             node.attributes[attribute_name] = ir.AttrInt64(attribute_name, int(FLOAT))
@@ -73,7 +73,7 @@ class _Conversion:
         """`value` as `wanted`, by one Cast for all that want it."""
         key = (value, wanted)
         if key not in self.casts:
-            node = _cast_node(value, wanted, f"{value.name}.{wanted.name.lower()}")
+            node = cast_node(value, wanted, f"{value.name}.{wanted.name.lower()}")
             producer = value.producer()
             if producer is None:
                 self.graph.insert_before(self.graph.node(0), node)
@@ -89,7 +89,7 @@ class _Conversion:
             assert value.const_value is not None
             taken = any(original is value for original, _ in self.weights)
             name = f"{value.name}.{wanted.name.lower()}" if taken else f"{value.name}"
-            tensor = _converted(value.const_value, wanted, name)
+            tensor = converted(value.const_value, wanted, name)
             twin = ir.Value(name=name, shape=value.shape, type=ir.TensorType(wanted), const_value=tensor)
             self.weights[key] = twin
         return self.weights[key]
@@ -100,7 +100,7 @@ class _Conversion:
             return
         name = value.name
         value.name = f"{name}.{value.dtype.name.lower()}" if value.dtype else f"{name}.other"
-        node = _cast_node(value, wanted, f"{name}")
+        node = cast_node(value, wanted, f"{name}")
         self.graph.append(node)
         self.graph.outputs[index] = node.outputs[0]
 
@@ -113,14 +113,14 @@ class _Conversion:
             self.graph.register_initializer(twin)
 
 
-def _cast_node(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
+def cast_node(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"cast/{name}")
     output = node.outputs[0]
     output.name, output.shape, output.type = name, value.shape, ir.TensorType(wanted)
     return node
 
 
-def _converted(tensor: ir.TensorProtocol | None, wanted: ir.DataType, name: str | None = None) -> ir.TensorProtocol:
+def converted(tensor: ir.TensorProtocol | None, wanted: ir.DataType, name: str | None = None) -> ir.TensorProtocol:
     assert tensor is not None
     if tensor.dtype == wanted:
         return tensor
@@ -128,6 +128,6 @@ def _converted(tensor: ir.TensorProtocol | None, wanted: ir.DataType, name: str 
     return ir.LazyTensor(
         lambda: ir.Tensor(source.numpy().astype(_NUMPY[wanted]), dtype=wanted, name=name),
         dtype=wanted,
-        shape=ir.Shape(source.shape),
+        shape=ir.Shape(source.shape),  # type: ignore[arg-type]
         name=name,
     )

@@ -20,8 +20,9 @@ MARGIN = 8.0  # how far from the limit a recorded range must stay: other inputs 
 ACCUMULATING = frozenset({
     "InstanceNormalization", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Softmax",
 })  # fmt: skip
-# These take 16 bits in and out, and compute inside in the type that an attribute names: fused kernels stay possible.
-INSIDE_FP32 = {"GroupNormalization": "stash_type", "LayerNormalization": "stash_type", "Attention": "softmax_precision"}
+# These take 16 bits in and out and compute their statistics in the type that an attribute names: kernels stay fused.
+# `Attention` has such an attribute for its softmax too, which TensorRT's parser refuses; its kernels sum in fp32.
+INSIDE_FP32 = {"GroupNormalization": "stash_type", "LayerNormalization": "stash_type"}
 _PROJECTIONS = frozenset({"Gemm", "MatMul", "Conv"})
 
 

@@ -1,0 +1,105 @@
+"""The six components -> ONNX graphs in the precision that was asked for, and what shows that they compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from torch import nn
+
+from parure.manifest import Component, Precision, TensorSpec
+from parure_export.model import Components
+from parure_export.onnx_export import Call, export_component, session_inputs
+from parure_export.parity import Capture
+from parure_export.precision import HALF_PRECISION, Kept, choose, convert, emulate, record_ranges
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One exported component: what the manifest says of it, and the fp32 graph that parity is measured on.
+
+    `judged` is the exported graph itself, or, for 16 bits, an fp32 graph that rounds as they do; `kept` are the
+    nodes that stay in fp32.
+    """
+
+    component: Component
+    judged: Path
+    kept: list[Kept]
+
+
+def write_graphs(
+    modules: Components, captured: Capture, folder: Path, work: Path, precision: Precision, max_batch: int, say: Say
+) -> dict[str, Graph]:
+    """Write `folder`/<component>.onnx of every component, as `write_graph`."""
+    graphs = {}
+    for name, module in modules.items():
+        say(f"exporting {name}")
+        graphs[name] = write_graph(name, module, captured.calls[name], folder, work, precision, max_batch)
+    return graphs
+
+
+def write_graph(
+    name: str, module: nn.Module, calls: Sequence[Call], folder: Path, work: Path, precision: Precision, max_batch: int
+) -> Graph:
+    """Write `folder`/<name>.onnx; `work` is for what is only needed until parity has been measured."""
+    if precision is Precision.FP32:
+        component = export_component(name, module, calls[0], folder, max_batch)
+        return Graph(component, folder / f"{name}.onnx", [])
+    exact = export_component(name, module, calls[0], work, max_batch)
+    kept, inputs, outputs = _lower(work / f"{name}.onnx", folder / f"{name}.onnx", name, calls, precision)
+    judged = work / f"{name}-emulated.onnx"
+    _emulate(work / f"{name}.onnx", judged, kept, precision)
+    component = exact.model_copy(update={"graph": f"{folder.name}/{name}.onnx", "inputs": inputs, "outputs": outputs})
+    return Graph(component, judged, kept)
+
+
+def _lower(
+    source: Path, target: Path, name: str, calls: Sequence[Call], precision: Precision
+) -> tuple[list[Kept], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Convert one fp32 graph; returns what was kept and the tensors that the new graph takes and gives."""
+    low = HALF_PRECISION[precision]
+    ranges = record_ranges(source, (session_inputs(name, call) for call in calls))
+    model = ir.load(source)
+    kept = choose(model.graph, ranges, low)
+    tensors = [*model.graph.inputs, *model.graph.outputs]
+    nodes = {node.node for node in kept}
+    wide = {f"{v.name}" for v in tensors if low is not ir.DataType.FLOAT16 or _stays_wide(v, nodes)}
+    convert(model, nodes, low, wide)
+    ir.save(model, target, external_data=f"{target.name}.data" if _external(source) else None)
+    onnx.checker.check_model(str(target), full_check=not _external(source))
+    inputs, outputs = ([_spec(v) for v in values] for values in (model.graph.inputs, model.graph.outputs))
+    return kept, tuple(inputs), tuple(outputs)
+
+
+def _stays_wide(value: ir.Value, kept: set[str]) -> bool:
+    """Whether a graph's input or output stays fp32 in fp16: timesteps, and what only fp32 nodes read or write."""
+    producer = value.producer()
+    if producer is not None:
+        return producer.name in kept
+    return all(use.node.name in kept for use in value.uses())
+
+
+def _emulate(source: Path, target: Path, kept: Sequence[Kept], precision: Precision) -> None:
+    model = ir.load(source)
+    emulate(model, {node.node for node in kept}, HALF_PRECISION[precision])
+    ir.save(model, target, external_data=f"{target.name}.data" if _external(source) else None)
+
+
+def _external(graph: Path) -> bool:
+    return graph.with_name(f"{graph.name}.data").exists()
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    names: dict[ir.DataType | None, Any] = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
+    assert value.shape is not None
+    return TensorSpec(
+        name=f"{value.name}",
+        dtype=names[value.dtype],
+        shape=tuple(int(side) for side in value.shape[1:]),  # type: ignore[arg-type]
+    )
