@@ -148,6 +148,7 @@ def test_one_weight_for_nodes_of_both_types_is_there_in_both(tmp_path: Path) -> 
     assert types["W"] == TensorProto.FLOAT16 and types["W.float"] == TensorProto.FLOAT
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_component_that_overflows_fp16_is_found_out_and_exported_right(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

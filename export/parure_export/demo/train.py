@@ -34,7 +34,7 @@ Report = Callable[[int], None]
 )
 @click.option("--triplets", default=20_000, show_default=True, help="Rendered triplets.")
 @click.option("--vae-steps", default=900, show_default=True)
-@click.option("--steps", default=6_500, show_default=True, help="Try-on training steps.")
+@click.option("--steps", default=6_000, show_default=True, help="Try-on training steps.")
 @click.option("--workers", default=2, show_default=True, help="Processes that render.")
 def main(work: Path, out: Path, triplets: int, vae_steps: int, steps: int, workers: int) -> None:
     """Train the demo checkpoint, resuming what WORK already holds."""

@@ -14,6 +14,7 @@ from parure.errors import ParureError
 COMMANDS = {
     "checkpoint": ("parure.cli.checkpoint", "Make and inspect checkpoint folders."),
     "export": ("parure.cli.export", "Checkpoint -> bundle: ONNX, solvers, proof of parity."),
+    "build": ("parure.cli.build", "Bundle -> TensorRT engines, also without a GPU."),
     "repo": ("parure.cli.repo", "Bundle -> Triton model repository."),
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),

@@ -1,0 +1,214 @@
+"""`build_engines`: a bundle's graphs -> plans beside them, from the cache where they were built before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from parure.bundle import Bundle, sha256_of
+from parure.engine import PLAN_SUFFIX, BatchRange, EngineRecord, engine_folder, graph_hash
+from parure.errors import ExportError, InputError
+from parure.manifest import Component, Precision
+from parure_export.engines.cache import EngineCache
+from parure_export.engines.request import BuildRequest, Options, Profile
+from parure_export.engines.targets import Flavor, Target
+from parure_export.engines.worker import Job
+
+PACKAGES = {Flavor.TENSORRT: ("tensorrt", "tensorrt"), Flavor.TENSORRT_RTX: ("tensorrt-rtx-cu12", "tensorrt-rtx")}
+Watch = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine: where it is, what it is, and whether it was there already."""
+
+    plan: Path
+    record: EngineRecord
+    from_cache: bool
+
+
+def build_engines(
+    bundle: Bundle,
+    target: Target,
+    flavor: Flavor,
+    profiles: Sequence[Profile],
+    *,
+    options: Options,
+    cache: EngineCache,
+    components: Sequence[str] = (),
+    watch: Watch = lambda engine, phase, step, steps: None,
+) -> Iterator[Built]:
+    """Build an engine per component and profile into the bundle; `components` empty means all.
+
+    Raises `InputError` for what cannot be asked for, `ExportError` where TensorRT fails. `watch` is told engine,
+    phase, step and steps. Engines that were finished before a failure stay.
+    """
+    installed = installed_version(flavor)
+    cache.prepare()
+    for component in _chosen(bundle, components):
+        for profile in profiles:
+            _check_profile(bundle, profile)
+            request = BuildRequest(
+                component=component.name,
+                graph_sha256=graph_hash(bundle, component.name),
+                flavor=flavor,
+                flavor_version=installed,
+                capability=target.capability,
+                profile=profile,
+                options=options,
+            )
+            with cache.locked(request.key):
+                found = cache.find(request.key)
+                plan, record = found or _build(bundle, component, target, request, cache, watch)
+            yield Built(_place(bundle, plan, record, target), record, found is not None)
+
+
+def installed_version(flavor: Flavor) -> str:
+    """The version of TensorRT that is installed; raises `InputError` with the line that installs it."""
+    package, extra = PACKAGES[flavor]
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise InputError(
+            f"flavor {flavor} needs {package}, which is not installed; run `pip install 'parure[{extra}]'`"
+        ) from error
+
+
+def _chosen(bundle: Bundle, names: Sequence[str]) -> list[Component]:
+    known = [component.name for component in bundle.manifest.components]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"component {unknown[0]!r} is not in the bundle; expected one of {', '.join(known)}")
+    return [component for component in bundle.manifest.components if not names or component.name in names]
+
+
+def _check_profile(bundle: Bundle, profile: Profile) -> None:
+    if profile.max > bundle.manifest.max_batch:
+        raise InputError(
+            f"batch {profile.max} is more than the bundle's {bundle.manifest.max_batch}; export it with "
+            f"--max-batch {profile.max}"
+        )
+
+
+def _build(
+    bundle: Bundle, component: Component, target: Target, request: BuildRequest, cache: EngineCache, watch: Watch
+) -> tuple[Path, EngineRecord]:
+    with cache.staging() as folder:
+        plan = folder / f"engine{PLAN_SUFFIX}"
+        timing = cache.timing_cache(f"{request.flavor}-{request.flavor_version}-{target.sm}")
+        job = Job(
+            request=request,
+            graph=bundle.graph(component.name).absolute(),
+            plan=plan,
+            shapes={tensor.name: tensor.shape for tensor in component.inputs},
+            timing_cache=timing if request.flavor is Flavor.TENSORRT else None,
+        )
+        engine = f"{component.name} {request.profile}"
+        done = _work(job, engine, watch)
+        record = EngineRecord(
+            component=component.name,
+            target=target.name,
+            compute_capability=target.capability,
+            flavor=request.flavor.value,
+            flavor_version=request.flavor_version,
+            precision=bundle.manifest.precision,
+            batches=BatchRange(**request.profile.model_dump()),
+            inputs=component.inputs,
+            outputs=component.outputs,
+            refittable=request.options.refittable or request.options.strip,
+            stripped=request.options.strip,
+            graph_sha256=request.graph_sha256,
+            plan_sha256=sha256_of(plan),
+            plan_bytes=plan.stat().st_size,
+            key=request.key,
+            **done,
+        )
+        _check_types(record)
+        return cache.keep(plan, record), record
+
+
+def _work(job: Job, engine: str, watch: Watch) -> dict[str, Any]:
+    """Run the worker; its last word is the result. Leaving this function early ends it."""
+    command = [sys.executable, "-m", "parure_export.engines.worker"]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=complaints, text=True, start_new_session=True
+        ) as worker,
+    ):
+        assert worker.stdin and worker.stdout
+        try:
+            worker.stdin.write(job.model_dump_json())
+            worker.stdin.close()
+            for line in worker.stdout:
+                message = json.loads(line)
+                event = message.pop("event")
+                if event == "progress":
+                    watch(engine, message["phase"], message["step"], message["steps"])
+                elif event == "done":
+                    worker.wait()
+                    return dict(message)
+                else:
+                    raise _failure(engine, message)
+            code = worker.wait()
+            complaints.seek(0)
+            said = complaints.read().strip().splitlines()
+        finally:
+            worker.kill()
+    if code == -9:
+        raise ExportError(
+            f"building {engine} was killed, most likely because memory ran out; see the kernel's log, and build with "
+            "more memory or fewer components at a time (--component)"
+        )
+    raise ExportError(f"building {engine} ended with code {code}: {said[-1] if said else 'it said nothing'}")
+
+
+def _failure(engine: str, message: dict[str, Any]) -> ExportError:
+    needed = f"it had reached {message['peak_bytes'] / 1e9:.1f} GB"
+    text = {
+        "memory": f"building {engine} ran out of memory; {needed}; build with more memory",
+        "disk": f"building {engine} could not write its files: {message['message']}; free space or use another --cache",
+        "builder": f"TensorRT cannot build {engine}: {message['message']}",
+    }[message["kind"]]
+    return ExportError(text)
+
+
+def _check_types(record: EngineRecord) -> None:
+    """An engine of 16 bits that came out in fp32 is an error: it would be half as fast and say nothing."""
+    if record.precision is Precision.FP32:
+        return
+    counted: dict[str, int] = {}
+    for types in record.types.values():
+        for name, count in types.items():
+            counted[name] = counted.get(name, 0) + count
+    if counted and counted.get("FLOAT", 0) == sum(counted.values()):
+        raise ExportError(
+            f"{record.component} was asked for in {record.precision.value} and all of its heavy layers came out in "
+            "fp32; export the bundle again, and see reports/precision.json"
+        )
+
+
+def _place(bundle: Bundle, plan: Path, record: EngineRecord, target: Target) -> Path:
+    """Copy plan and record into the bundle, the record last: without it a plan is not opened."""
+    folder = engine_folder(bundle.root, target.name, record.flavor)
+    batches = Profile(**record.batches.model_dump())
+    placed = folder / f"{record.component}-b{batches}{PLAN_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        placed.with_suffix(".json").unlink(missing_ok=True)
+        shutil.copyfile(plan, placed)
+        own = record.model_copy(update={"target": target.name})
+        placed.with_suffix(".json").write_text(own.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {placed}: {error.strerror}; free space, or make the bundle writable"
+        ) from error
+    return placed

@@ -1,0 +1,200 @@
+"""Builds one engine in a process of its own: `python -m parure_export.engines.worker`, told by JSON on stdin.
+
+A process each: polygraphy chooses TensorRT or TensorRT-RTX when it is imported, the peak of memory is the engine's
+own, and a builder that is stopped leaves nothing behind. What happens is said in JSON lines on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from parure.manifest import Frozen
+from parure_export.engines.attention import decompose_unfused
+from parure_export.engines.request import BuildRequest
+from parure_export.engines.targets import Flavor
+
+
+class Job(Frozen):
+    """`shapes`: input name -> shape without the batch."""
+
+    request: BuildRequest
+    graph: Path
+    plan: Path
+    shapes: dict[str, tuple[int, ...]]
+    timing_cache: Path | None
+
+
+def main() -> None:
+    _keep_stdout_for_messages()
+    job = Job.model_validate_json(sys.stdin.read())
+    if job.request.flavor is Flavor.TENSORRT_RTX:
+        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
+    try:
+        say("done", **build(job))
+    except MemoryError:
+        say("failed", kind="memory", message="out of memory", peak_bytes=peak_bytes())
+    except OSError as error:
+        say("failed", kind="disk", message=str(error), peak_bytes=peak_bytes())
+    except BuildFailed as error:
+        say("failed", kind="builder", message=str(error), peak_bytes=peak_bytes())
+
+
+class BuildFailed(Exception):
+    """TensorRT cannot make an engine of this graph."""
+
+
+def build(job: Job) -> dict[str, Any]:
+    """Build the plan and write it; returns what the record says of it."""
+    import polygraphy.logger
+    from polygraphy.backend.trt import Profile, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+
+    polygraphy.logger.G_LOGGER.module_severity = {"": polygraphy.logger.G_LOGGER.CRITICAL}
+    since = time.perf_counter()
+    graph = decompose_unfused(job.graph, job.plan.with_suffix(".onnx"))
+    errors = ErrorLog(job.request.flavor)
+    try:
+        builder, network, _parser = network_from_onnx_path(str(graph), strongly_typed=_strongly_typed(job))
+        profile = Profile()
+        batches = job.request.profile
+        for name, shape in job.shapes.items():
+            profile.add(name, *((batch, *shape) for batch in (batches.min, batches.opt, batches.max)))
+        config = _config(job, profile, errors.monitor)(builder, network)
+        plan = builder.build_serialized_network(network, config)
+    except PolygraphyException as error:
+        raise BuildFailed(errors.last or str(error).strip().splitlines()[-1]) from error
+    if plan is None:
+        raise BuildFailed(errors.last or "the builder gave no reason")
+    job.plan.write_bytes(plan)
+    if job.timing_cache is not None and (cache := config.get_timing_cache()) is not None:
+        partial = job.timing_cache.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(cache.serialize())
+        partial.replace(job.timing_cache)
+    return {
+        "layers": layer_summary(network),
+        "types": type_summary(network),
+        "build_seconds": round(time.perf_counter() - since, 2),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def _strongly_typed(job: Job) -> bool | None:
+    """TensorRT-RTX and TensorRT 11 know nothing else; TensorRT 10 has to be told."""
+    return (job.request.flavor is Flavor.TENSORRT and job.request.flavor_version.startswith("10.")) or None
+
+
+def _config(job: Job, profile: Any, monitor: Any) -> Any:
+    options = job.request.options
+    settings: dict[str, Any] = {
+        "profiles": [profile],
+        "builder_optimization_level": options.level,
+        "progress_monitor": monitor,
+        "refittable": options.refittable or options.strip or None,
+        "strip_plan": options.strip or None,
+        "weight_streaming": options.weight_streaming or None,
+    }
+    import polygraphy.mod
+
+    if job.request.flavor is Flavor.TENSORRT_RTX:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        trt = polygraphy.mod.lazy_import("tensorrt_rtx")
+        if options.workspace is not None:
+            settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
+        capability = job.request.capability
+        return CreateConfigRTX(compute_capabilities=None if capability is None else [capability], **settings)
+    from polygraphy.backend.trt import CreateConfig
+
+    trt = polygraphy.mod.lazy_import("tensorrt")
+    if options.workspace is not None:
+        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
+    if job.timing_cache is not None and job.timing_cache.exists():
+        settings["load_timing_cache"] = str(job.timing_cache)
+    return CreateConfig(**settings)
+
+
+class ErrorLog:
+    """The last error that TensorRT logged, and a monitor that says how far it is."""
+
+    def __init__(self, flavor: Flavor) -> None:
+        from polygraphy.backend.trt import util
+
+        trt: Any = __import__("tensorrt_rtx" if flavor is Flavor.TENSORRT_RTX else "tensorrt")
+        self.last = ""
+        log = self
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and "---" not in message:
+                    log.last = message.strip().splitlines()[0][:500]
+
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
+                self.steps: dict[str, int] = {}
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                if parent_phase is None:
+                    self.steps[phase_name] = num_steps
+                    say("progress", phase=phase_name, step=0, steps=num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                if phase_name in self.steps:
+                    say("progress", phase=phase_name, step=step + 1, steps=self.steps[phase_name])
+                return True
+
+            def phase_finish(self, phase_name: str) -> None:
+                self.steps.pop(phase_name, None)
+
+        self.logger = Logger()
+        self.monitor = Monitor()
+        util.get_trt_logger = lambda: self.logger
+
+
+def layer_summary(network: Any) -> dict[str, int]:
+    """Layers of the network by type."""
+    names = (str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers))
+    return dict(Counter(names).most_common())
+
+
+def type_summary(network: Any) -> dict[str, dict[str, int]]:
+    """The types that the heavy layers give. A strongly typed network runs in just these."""
+    heavy = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_OUTPUT", "NORMALIZATION")
+    found: dict[str, Counter[str]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = str(layer.type).rpartition(".")[2]
+        if kind in heavy and layer.num_outputs:
+            dtype = str(layer.get_output(0).dtype).rpartition(".")[2]
+            found.setdefault(kind, Counter())[dtype] += 1
+    return {kind: dict(counts) for kind, counts in found.items()}
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _keep_stdout_for_messages() -> None:
+    """What libraries print goes to stderr."""
+    messages = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(messages, "w")
+
+
+def say(event: str, **content: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **content}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
