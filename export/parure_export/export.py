@@ -31,6 +31,7 @@ from parure.manifest import (
 )
 from parure.solver import Solver, SolverSpec
 from parure_export.checkpoint import PipelineConfig, load_checkpoint
+from parure_export.evidence import EVIDENCE, save_evidence
 from parure_export.graphs import write_graphs
 from parure_export.model import Components
 from parure_export.parity import capture, measure_parity
@@ -122,7 +123,10 @@ def export_bundle(
             table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(PARITY_STEPS)
             judged = {name: graph.judged for name, graph in graphs.items()}
             parity = measure_parity(manifest, judged, captured, inputs, table, progress)
+        save_evidence(captured, stage / EVIDENCE)
         _write_report(stage / "reports" / "parity.json", parity.model_dump(mode="json"))
+        reports = {name: graph.report.model_dump() for name, graph in graphs.items()}
+        _write_report(stage / "reports" / "graphs.json", reports)
         if precision is not Precision.FP32:
             kept = {name: [asdict(node) for node in graph.kept] for name, graph in graphs.items()}
             _write_report(stage / "reports" / "precision.json", kept)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from torch import nn
 
 from parure.manifest import Component, Precision, TensorSpec
+from parure_export.graph_report import GraphReport, report_graph
 from parure_export.model import Components
 from parure_export.onnx_export import Call, export_component, session_inputs
 from parure_export.parity import Capture
@@ -31,6 +32,7 @@ class Graph:
     component: Component
     judged: Path
     kept: list[Kept]
+    report: GraphReport
 
 
 def write_graphs(
@@ -49,14 +51,17 @@ def write_graph(
 ) -> Graph:
     """Write `folder`/<name>.onnx; `work` is for what is only needed until parity has been measured."""
     if precision is Precision.FP32:
-        component = export_component(name, module, calls[0], folder, max_batch)
-        return Graph(component, folder / f"{name}.onnx", [])
+        exact = export_component(name, module, calls[0], folder, max_batch)
+        path = folder / f"{name}.onnx"
+        return Graph(exact.component, path, [], report_graph(path, exact.traced))
     exact = export_component(name, module, calls[0], work, max_batch)
     kept, inputs, outputs = _lower(work / f"{name}.onnx", folder / f"{name}.onnx", name, calls, precision)
     judged = work / f"{name}-emulated.onnx"
     _emulate(work / f"{name}.onnx", judged, kept, precision)
-    component = exact.model_copy(update={"graph": f"{folder.name}/{name}.onnx", "inputs": inputs, "outputs": outputs})
-    return Graph(component, judged, kept)
+    component = exact.component.model_copy(
+        update={"graph": f"{folder.name}/{name}.onnx", "inputs": inputs, "outputs": outputs}
+    )
+    return Graph(component, judged, kept, report_graph(folder / f"{name}.onnx", exact.traced))
 
 
 def _lower(

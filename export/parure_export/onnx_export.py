@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,15 @@ class Call:
     output: Tensor
 
 
-def export_component(name: str, module: nn.Module, call: Call, folder: Path, max_batch: int) -> Component:
+@dataclass(frozen=True)
+class Exported:
+    """A component's graph on disk; `traced` counts the nodes, by operator, before the graph was simplified."""
+
+    component: Component
+    traced: Mapping[str, int]
+
+
+def export_component(name: str, module: nn.Module, call: Call, folder: Path, max_batch: int) -> Exported:
     """Write `folder`/<name>.onnx for batches of 1 to `max_batch`; raises `ExportError` with the exporter's reason.
 
     `call` gives the tensors to trace with. The exporter traces at batch 2: a batch of one would be specialised.
@@ -75,16 +84,18 @@ def export_component(name: str, module: nn.Module, call: Call, folder: Path, max
                 input_names=list(INPUTS[name]),
                 output_names=[OUTPUTS[name]],
                 dynamic_shapes={key: {0: batch} for key in arguments},
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
             assert program is not None
+            traced = Counter(node.op_type for node in program.model.graph)
+            program.optimize()
             program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path), full_check=size <= INLINE_BYTES)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ExportError(f"component {name} cannot be exported to ONNX: {reason[0] if reason else error!r}") from error
-    return Component(
+    component = Component(
         name=name,
         graph=f"{folder.name}/{path.name}",
         inputs=tuple(_spec(key, value) for key, value in arguments.items()),
@@ -92,6 +103,7 @@ def export_component(name: str, module: nn.Module, call: Call, folder: Path, max
         parameters=_parameters(path),
         flops=count_flops(module, tuple(value[:1] for value in call.inputs)),
     )
+    return Exported(component, traced)
 
 
 def count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:

@@ -57,7 +57,7 @@ def _decompose(graph: ir.Graph, node: ir.Node) -> None:
     steps: list[ir.Node] = []
 
     def step(op: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        made = ir.node(op, inputs, attributes or None, name=f"{node.name}/{len(steps)}")  # type: ignore[arg-type]
+        made = ir.node(op, inputs, attributes or None, name=f"{node.name}/{len(steps)}")
         steps.append(made)
         return made.outputs[0]
 

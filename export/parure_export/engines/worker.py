@@ -13,12 +13,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from parure.manifest import Frozen
 from parure_export.engines.attention import decompose_unfused
 from parure_export.engines.request import BuildRequest
 from parure_export.engines.targets import Flavor
+
+_messages: TextIO = sys.stdout
 
 
 class Job(Frozen):
@@ -185,15 +187,16 @@ def peak_bytes() -> int:
 
 
 def _keep_stdout_for_messages() -> None:
-    """What libraries print goes to stderr."""
-    messages = os.dup(1)
+    """What libraries print goes to stderr; `say` writes to what was stdout."""
+    global _messages
+    _messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(messages, "w")
+    sys.stdout = sys.stderr
 
 
 def say(event: str, **content: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **content}) + "\n")
-    sys.stdout.flush()
+    _messages.write(json.dumps({"event": event, **content}) + "\n")
+    _messages.flush()
 
 
 if __name__ == "__main__":

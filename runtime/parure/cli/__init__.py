@@ -15,6 +15,8 @@ COMMANDS = {
     "checkpoint": ("parure.cli.checkpoint", "Make and inspect checkpoint folders."),
     "export": ("parure.cli.export", "Checkpoint -> bundle: ONNX, solvers, proof of parity."),
     "build": ("parure.cli.build", "Bundle -> TensorRT engines, also without a GPU."),
+    "inspect": ("parure.cli.inspect", "Everything in a bundle, on one page."),
+    "verify": ("parure.cli.verify", "Is a bundle whole, and does it compute what it did?"),
     "repo": ("parure.cli.repo", "Bundle -> Triton model repository."),
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
