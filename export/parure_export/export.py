@@ -6,7 +6,7 @@ import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -32,14 +32,15 @@ from parure.manifest import (
 from parure.solver import Solver, SolverSpec
 from parure_export.checkpoint import PipelineConfig, load_checkpoint
 from parure_export.evidence import EVIDENCE, save_evidence
-from parure_export.graphs import write_graphs
+from parure_export.graphs import EMULATED, Graph, write_graphs
 from parure_export.model import Components
-from parure_export.parity import capture, measure_parity
+from parure_export.parity import Capture, capture, measure_parity
 from parure_export.samples import SampleShape, sample_inputs
 from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
 
 SAMPLES = 2
 PARITY_STEPS = 4
+LARGE = 300_000_000  # parameters of a U-Net whose single pass takes seconds on a CPU
 PARITY_SOLVER = "ddim"  # deterministic, and defined for every scheduler; compared whether the bundle has it or not
 Say = Callable[[str], None]
 
@@ -86,50 +87,23 @@ def export_bundle(
     progress("reading the checkpoint")
     model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
     with _staged(out) as stage:
+        for folder in ("onnx", "solvers", "reports"):
+            (stage / folder).mkdir()
         specs = _write_solvers(model, stage, solvers, progress)
         progress("running the PyTorch loop")
-        inputs = sample_inputs(model.shape, min(SAMPLES, max(2, max_batch)))
-        scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
-        captured = capture(model.components, inputs, scheduler, PARITY_STEPS)
-        (stage / "onnx").mkdir()
-        (stage / "reports").mkdir()
+        samples, steps = _effort(model)
+        inputs = sample_inputs(model.shape, samples)
+        captured = capture(model.components, inputs, build_scheduler(PARITY_SOLVER, model.scheduler_config), steps)
+        table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(steps)
+        draft = _draft(model, specs, captured, precision, max_batch)
+        modules = dict(model.components.items())
+        del model  # so that every module's memory is free once its graph is written
         with tempfile.TemporaryDirectory(prefix="work-", dir=stage) as work:
-            graphs = write_graphs(
-                model.components, captured, stage / "onnx", Path(work), precision, max_batch, progress
-            )
-            manifest = Manifest(
-                pipeline="ornament_tryon",
-                precision=precision,
-                max_batch=max_batch,
-                components=tuple(graph.component for graph in graphs.values()),
-                features=model.components.layout,
-                geometry=_geometry(model),
-                image_encoder=ImageEncoderSpec(
-                    size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std
-                ),
-                loop=LoopSpec(
-                    default_steps=model.pipeline.default_steps,
-                    default_solver=_default_solver(model, specs),
-                    default_guidance=model.pipeline.default_guidance,
-                    guidance=model.pipeline.guidance,
-                    ornament_features_cacheable=captured.ornament_features_cacheable,
-                ),
-                solvers=specs,
-                parity=Parity(components=()),
-                checkpoint_sha256=model.sha256,
-                tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
-                files={},
-            )
-            table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(PARITY_STEPS)
-            judged = {name: graph.judged for name, graph in graphs.items()}
-            parity = measure_parity(manifest, judged, captured, inputs, table, progress)
-        save_evidence(captured, stage / EVIDENCE)
-        _write_report(stage / "reports" / "parity.json", parity.model_dump(mode="json"))
-        reports = {name: graph.report.model_dump() for name, graph in graphs.items()}
-        _write_report(stage / "reports" / "graphs.json", reports)
-        if precision is not Precision.FP32:
-            kept = {name: [asdict(node) for node in graph.kept] for name, graph in graphs.items()}
-            _write_report(stage / "reports" / "precision.json", kept)
+            graphs = write_graphs(modules, captured, stage / "onnx", Path(work), precision, max_batch, progress)
+        manifest = draft.model_copy(update={"components": tuple(graph.component for graph in graphs.values())})
+        judged = {name: graph.judged for name, graph in graphs.items()}
+        parity = measure_parity(manifest, judged, captured, inputs, table, progress)
+        _write_reports(stage, graphs, captured, parity)
         _seal(manifest.model_copy(update={"parity": parity}), stage)
     progress(f"bundle: {out}")
     return Bundle.open(out).manifest
@@ -201,9 +175,41 @@ def _staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def _effort(model: Exportable) -> tuple[int, int]:
+    """Samples and steps of the loop that parity is measured on: fewer where one pass takes seconds."""
+    parameters = sum(p.numel() for p in model.components.unet.parameters())
+    return (1, 2) if parameters > LARGE else (SAMPLES, PARITY_STEPS)
+
+
+def _draft(
+    model: Exportable, specs: tuple[SolverSpec, ...], captured: Capture, precision: Precision, max_batch: int
+) -> Manifest:
+    """The manifest before there are graphs, parity and files."""
+    return Manifest(
+        pipeline="ornament_tryon",
+        precision=precision,
+        max_batch=max_batch,
+        components=(),
+        features=model.components.layout,
+        geometry=_geometry(model),
+        image_encoder=ImageEncoderSpec(size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std),
+        loop=LoopSpec(
+            default_steps=model.pipeline.default_steps,
+            default_solver=_default_solver(model, specs),
+            default_guidance=model.pipeline.default_guidance,
+            guidance=model.pipeline.guidance,
+            ornament_features_cacheable=captured.ornament_features_cacheable,
+        ),
+        solvers=specs,
+        parity=Parity(components=()),
+        checkpoint_sha256=model.sha256,
+        tools={name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime")},
+        files={},
+    )
+
+
 def _write_solvers(model: Exportable, stage: Path, names: Sequence[str], say: Say) -> tuple[SolverSpec, ...]:
     """Compile, compare with diffusers, write. Of the default set, what the scheduler cannot do is left out."""
-    (stage / "solvers").mkdir()
     specs = []
     for name in names or SOLVERS:
         say(f"solver {name}")
@@ -229,15 +235,26 @@ def _default_solver(model: Exportable, specs: Sequence[SolverSpec]) -> str:
     return model.pipeline.default_solver if model.pipeline.default_solver in names else names[0]
 
 
-def _write_report(path: Path, content: Any) -> None:
+def _write_reports(stage: Path, graphs: Mapping[str, Graph], captured: Capture, parity: Parity) -> None:
+    save_evidence(captured, stage / EVIDENCE)
+    _write_json(stage / "reports" / "parity.json", parity.model_dump(mode="json"))
+    _write_json(stage / "reports" / "graphs.json", {name: graph.report.model_dump() for name, graph in graphs.items()})
+    kept = {name: [asdict(node) for node in graph.kept] for name, graph in graphs.items()}
+    if any(kept.values()):
+        _write_json(stage / "reports" / "precision.json", kept)
+
+
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _seal(manifest: Manifest, stage: Path) -> None:
-    """Hash every file and write the manifest last."""
+    """Hash every file and write the manifest last. What parity alone needed is not kept."""
+    for spent in (stage / "onnx").glob(f"{EMULATED}*"):
+        spent.unlink()
     files = {p.relative_to(stage).as_posix(): sha256_of(p) for p in sorted(stage.rglob("*")) if p.is_file()}
     sealed = manifest.model_copy(update={"files": files})
-    _write_report(stage / MANIFEST_NAME, sealed.model_dump(mode="json"))
+    _write_json(stage / MANIFEST_NAME, sealed.model_dump(mode="json"))
 
 
 def _geometry(model: Exportable) -> Geometry:

@@ -13,12 +13,12 @@ from torch import nn
 
 from parure.manifest import Component, Precision, TensorSpec
 from parure_export.graph_report import GraphReport, report_graph
-from parure_export.model import Components
 from parure_export.onnx_export import Call, export_component, session_inputs
 from parure_export.parity import Capture
 from parure_export.precision import HALF_PRECISION, Kept, choose, convert, emulate, record_ranges
 
 Say = Callable[[str], None]
+EMULATED = "emulated-"
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,19 @@ class Graph:
 
 
 def write_graphs(
-    modules: Components, captured: Capture, folder: Path, work: Path, precision: Precision, max_batch: int, say: Say
+    modules: dict[str, nn.Module],
+    captured: Capture,
+    folder: Path,
+    work: Path,
+    precision: Precision,
+    max_batch: int,
+    say: Say,
 ) -> dict[str, Graph]:
-    """Write `folder`/<component>.onnx of every component, as `write_graph`."""
+    """Write `folder`/<component>.onnx of every module, as `write_graph`; empties `modules`, to free their memory."""
     graphs = {}
-    for name, module in modules.items():
+    for name in list(modules):
         say(f"exporting {name}")
-        graphs[name] = write_graph(name, module, captured.calls[name], folder, work, precision, max_batch)
+        graphs[name] = write_graph(name, modules.pop(name), captured.calls[name], folder, work, precision, max_batch)
     return graphs
 
 
@@ -50,18 +56,23 @@ def write_graph(
     name: str, module: nn.Module, calls: Sequence[Call], folder: Path, work: Path, precision: Precision, max_batch: int
 ) -> Graph:
     """Write `folder`/<name>.onnx; `work` is for what is only needed until parity has been measured."""
+    path = folder / f"{name}.onnx"
     if precision is Precision.FP32:
         exact = export_component(name, module, calls[0], folder, max_batch)
-        path = folder / f"{name}.onnx"
         return Graph(exact.component, path, [], report_graph(path, exact.traced))
     exact = export_component(name, module, calls[0], work, max_batch)
-    kept, inputs, outputs = _lower(work / f"{name}.onnx", folder / f"{name}.onnx", name, calls, precision)
-    judged = work / f"{name}-emulated.onnx"
-    _emulate(work / f"{name}.onnx", judged, kept, precision)
+    del module
+    kept, inputs, outputs = _lower(work / path.name, path, name, calls, precision)
+    for spent in work.glob(f"{path.name}*"):
+        spent.unlink()
     component = exact.component.model_copy(
-        update={"graph": f"{folder.name}/{name}.onnx", "inputs": inputs, "outputs": outputs}
+        update={"graph": f"{folder.name}/{path.name}", "inputs": inputs, "outputs": outputs}
     )
-    return Graph(component, judged, kept, report_graph(folder / f"{name}.onnx", exact.traced))
+    judged = folder / f"{EMULATED}{path.name}"  # beside the graph, whose weights it shares
+    model = ir.load(path)
+    emulate(model, HALF_PRECISION[precision])
+    ir.save(model, judged)
+    return Graph(component, judged, kept, report_graph(path, exact.traced))
 
 
 def _lower(
@@ -88,12 +99,6 @@ def _stays_wide(value: ir.Value, kept: set[str]) -> bool:
     if producer is not None:
         return producer.name in kept
     return all(use.node.name in kept for use in value.uses())
-
-
-def _emulate(source: Path, target: Path, kept: Sequence[Kept], precision: Precision) -> None:
-    model = ir.load(source)
-    emulate(model, {node.node for node in kept}, HALF_PRECISION[precision])
-    ir.save(model, target, external_data=f"{target.name}.data" if _external(source) else None)
 
 
 def _external(graph: Path) -> bool:

@@ -63,7 +63,7 @@ def capture(components: Components, inputs: LoopInputs, scheduler: Any, steps: i
     calls: dict[str, list[Call]] = defaultdict(list)
 
     def observe(name: str, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[name].append(Call(tuple(a.detach().clone() for a in arguments), output.detach().clone()))
+        calls[name].append(Call(tuple(a.detach() for a in arguments), output.detach()))
 
     states = list(reference_loop(components, inputs, scheduler, steps, observe=observe))
     picture = decode(components, states[-1].latents)
@@ -95,6 +95,7 @@ def measure_parity(
         )
     say("comparing the whole loop")
     parity = loop_parity(captured, inputs, executor, table)
+    executor.close()
     _judge(parity, tolerances)
     return parity.model_copy(update={"components": tuple(components), "loop_tolerance": tolerances.loop})
 

@@ -1,66 +1,59 @@
-"""The numbers of 16-bit arithmetic on a runtime that has no kernels for it: fp32, rounded around every node."""
+"""The numbers of 16-bit arithmetic on a runtime that has no kernels for it: fp32, rounded after every node."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
 
 import onnx_ir as ir
 
 from parure_export.precision.convert import FLOAT, cast_node, converted
 
 
-def emulate(model: ir.Model, kept: Collection[str], low: ir.DataType) -> None:
-    """Make the fp32 `model` compute, in place, what `convert` would make of it, with fp32 tensors throughout.
+def emulate(model: ir.Model, low: ir.DataType) -> None:
+    """Make a converted `model` compute in fp32, in place: whatever was `low` is rounded to `low` once it is made.
 
-    A node that is not `kept` reads and writes numbers rounded to `low`, weights included; sums inside it stay
-    fp32, as they do in tensor cores. The inputs and outputs of the graph are fp32.
+    Sums inside a node are then in fp32, as they are in tensor cores. Weights stay as they are stored and are
+    widened by the graph, so that both graphs can share one file of them. Inputs and outputs become fp32.
     """
     graph = model.graph
-    rounded: dict[ir.Value, ir.Value] = {}
-    for node in list(graph):
-        if node.name in kept:
-            continue
-        for index, value in enumerate(node.inputs):
-            if value is None or value.dtype != FLOAT or value in rounded.values():
-                continue
-            if value not in rounded:
-                rounded[value] = (
-                    _rounded_weight(graph, value, low) if value.const_value else _rounded(graph, value, low)
-                )
-            node.replace_input_with(index, rounded[value])
+    nodes = list(graph)
+    for value in list(graph.initializers.values()):
+        if value.dtype == low:
+            _insert(graph, value, [cast_node(value, FLOAT, f"{value.name}.wide")])
+    for value in graph.inputs:
+        if value.dtype == low:
+            value.dtype = FLOAT
+            _insert(graph, value, _rounding(value, low))
+    for node in nodes:
         for output in node.outputs:
-            if output.dtype == FLOAT:
-                uses = [(use.node, use.idx) for use in output.uses()]
-                rounded[output] = _rounded(graph, output, low)
-                for user, index in uses:
-                    user.replace_input_with(index, rounded[output])
-                for index, result in enumerate(graph.outputs):
-                    if result is output:
-                        _swap_names(output, rounded[output])
-                        graph.outputs[index] = rounded[output]
+            if output.dtype != low:
+                continue
+            if node.op_type == "Cast":  # it rounds already
+                _insert(graph, output, [cast_node(output, FLOAT, f"{output.name}.wide")])
+                continue
+            if node.op_type in ("Constant", "ConstantOfShape"):
+                node.attributes["value"] = ir.AttrTensor(
+                    "value", converted(node.attributes["value"].as_tensor(), FLOAT)
+                )
+            output.dtype = FLOAT
+            _insert(graph, output, _rounding(output, low))
 
 
-def _rounded(graph: ir.Graph, value: ir.Value, low: ir.DataType) -> ir.Value:
+def _rounding(value: ir.Value, low: ir.DataType) -> list[ir.Node]:
     narrow = cast_node(value, low, f"{value.name}.narrow")
-    wide = cast_node(narrow.outputs[0], FLOAT, f"{value.name}.rounded")
+    return [narrow, cast_node(narrow.outputs[0], FLOAT, f"{value.name}.rounded")]
+
+
+def _insert(graph: ir.Graph, value: ir.Value, chain: list[ir.Node]) -> None:
+    """Put `chain`, which begins at `value`, between `value` and all who read it; a graph's output keeps its name."""
+    readers = [use for use in value.uses() if use.node is not chain[0]]
+    result = chain[-1].outputs[0]
     producer = value.producer()
     if producer is None:
-        graph.insert_before(graph.node(0), [narrow, wide])
+        graph.insert_before(graph.node(0), chain)
     else:
-        graph.insert_after(producer, [narrow, wide])
-    return wide.outputs[0]
-
-
-def _rounded_weight(graph: ir.Graph, value: ir.Value, low: ir.DataType) -> ir.Value:
-    assert value.const_value is not None
-    name = f"{value.name}.rounded"
-    tensor = converted(converted(value.const_value, low), FLOAT, name)
-    twin = ir.Value(name=name, shape=value.shape, type=ir.TensorType(FLOAT), const_value=tensor)
-    graph.register_initializer(twin)
-    return twin
-
-
-def _swap_names(output: ir.Value, replacement: ir.Value) -> None:
-    name = output.name
-    output.name = f"{name}.exact"
-    replacement.name = name
+        graph.insert_after(producer, chain)
+    for reader in readers:
+        reader.node.replace_input_with(reader.idx, result)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            value.name, result.name = f"{value.name}.exact", value.name
+            graph.outputs[index] = result
