@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint fullsize clean
 
 help: ## Say what there is to make
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(READY) ## Export, serve with Triton, and put ornaments onto real pictures: out/demo/contact_sheet.png
 	$(BIN)/parure demo --out out/demo
@@ -22,6 +22,9 @@ lint: $(READY) ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fullsize: $(READY) ## Measure export and engines at SD 1.5 size (30 GB of disk, 12 GB of memory)
+	$(BIN)/python -m parure_bench.fullsize
 
 clean: ## Remove the virtual environment and what was made
 	rm -rf $(VENV) out

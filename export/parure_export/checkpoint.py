@@ -20,6 +20,7 @@ from parure.manifest import Frozen
 from parure_export.model import Components, ImageEncoder, MaskHead, ReferenceNet, TryOnUNet, VaeDecoder, VaeEncoder
 from parure_export.model.geometry import ModelGeometry, RawModules, new_modules
 from parure_export.model.mask_head import MaskHeadComponent
+from parure_export.staging import staged
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 FOLDERS = {
@@ -75,6 +76,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, modules: RawModules, pipeline: PipelineConfig, scheduler: dict[str, Any]) -> None:
     """Write a checkpoint folder; existing files of the same names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()
     for name in FOLDERS:
         getattr(modules, name).save_pretrained(folder / name, safe_serialization=True)
     DDPMScheduler(**scheduler).save_pretrained(folder / "scheduler")
@@ -87,11 +89,14 @@ def save_checkpoint(folder: Path, modules: RawModules, pipeline: PipelineConfig,
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def new_checkpoint(folder: Path, geometry: ModelGeometry, seed: int = 0) -> None:
-    """Write a checkpoint with random weights: for latency work without trained ones."""
-    save_checkpoint(
-        folder, new_modules(geometry, seed), PipelineConfig.model_validate(geometry.pipeline), scheduler_of(geometry)
-    )
+def new_checkpoint(folder: Path, geometry: ModelGeometry, seed: int = 0, *, half: bool = False) -> None:
+    """Write a checkpoint with random weights, `half` in fp16: for latency work without trained ones."""
+    modules = new_modules(geometry, seed)
+    if half:
+        for name in FOLDERS:
+            getattr(modules, name).half()
+    with staged(folder) as stage:
+        save_checkpoint(stage, modules, PipelineConfig.model_validate(geometry.pipeline), scheduler_of(geometry))
 
 
 def scheduler_of(geometry: ModelGeometry) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +35,7 @@ from parure_export.model import Components
 from parure_export.parity import Capture, capture, measure_parity
 from parure_export.samples import SampleShape, sample_inputs
 from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
+from parure_export.staging import staged
 
 SAMPLES = 2
 PARITY_STEPS = 4
@@ -86,7 +85,7 @@ def export_bundle(
     _check_arguments(out, max_batch, solvers, force)
     progress("reading the checkpoint")
     model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
-    with _staged(out) as stage:
+    with staged(out) as stage:
         for folder in ("onnx", "solvers", "reports"):
             (stage / folder).mkdir()
         specs = _write_solvers(model, stage, solvers, progress)
@@ -151,28 +150,6 @@ def _check_arguments(out: Path, max_batch: int, solvers: Sequence[str], force: b
         raise InputError(f"{out} exists and is not a bundle; choose another --out")
     if not force:
         raise InputError(f"{out} holds a bundle already; choose another --out, or replace it with --force")
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, and vanishes if anything goes wrong before."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"cannot write to {out.parent}: {error.strerror}; choose another --out") from error
-    try:
-        stage.chmod(0o755)
-        yield stage
-        if out.exists():
-            retired = stage.with_name(f"{stage.name}-old")
-            out.rename(retired)
-            stage.rename(out)
-            shutil.rmtree(retired)
-        else:
-            stage.rename(out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _effort(model: Exportable) -> tuple[int, int]:

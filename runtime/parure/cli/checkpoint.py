@@ -27,7 +27,8 @@ def command() -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--geometry", type=click.Choice(["sd15", "demo"]), required=True, help="Sizes of the modules.")
 @click.option("--seed", default=0, show_default=True)
-def new(out: Path, geometry: str, seed: int) -> None:
+@click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Of the weights.")
+def new(out: Path, geometry: str, seed: int, dtype: str) -> None:
     """Write a checkpoint with random weights to OUT: for latency work without trained ones."""
     with needs("making a checkpoint", EXTRAS):
         from parure_export.checkpoint import new_checkpoint
@@ -35,7 +36,7 @@ def new(out: Path, geometry: str, seed: int) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another folder")
     try:
-        new_checkpoint(out, GEOMETRIES[geometry], seed)
+        new_checkpoint(out, GEOMETRIES[geometry], seed, half=dtype == "fp16")
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
     click.echo(f"checkpoint: {out}")
