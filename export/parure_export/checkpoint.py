@@ -18,6 +18,7 @@ from transformers import CLIPVisionModelWithProjection
 from parure.errors import CheckpointError
 from parure.manifest import Frozen
 from parure_export.model import Components, ImageEncoder, MaskHead, ReferenceNet, TryOnUNet, VaeDecoder, VaeEncoder
+from parure_export.model.features import Form
 from parure_export.model.geometry import ModelGeometry, RawModules, new_modules
 from parure_export.model.mask_head import MaskHeadComponent
 from parure_export.staging import staged
@@ -57,11 +58,12 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     sha256: str
 
-    def components(self) -> Components:
-        """The wrapped modules."""
+    def components(self, form: Form = "raw") -> Components:
+        """The wrapped modules, which give and take features in `form`."""
         layers = self.modules.mask_head.config.layers
-        unet = TryOnUNet(self.modules.unet, layers)
-        reference_net = ReferenceNet(self.modules.reference_net, layers)
+        unet = TryOnUNet(self.modules.unet, layers, form)
+        denoiser = self.modules.unet if form == "projected" else None
+        reference_net = ReferenceNet(self.modules.reference_net, layers, denoiser)
         return Components(
             vae_encoder=VaeEncoder(self.modules.vae).eval(),
             image_encoder=ImageEncoder(self.modules.image_encoder).eval(),

@@ -32,7 +32,9 @@ from parure_export.checkpoint import PipelineConfig, load_checkpoint
 from parure_export.evidence import EVIDENCE, save_evidence
 from parure_export.graphs import EMULATED, Graph, write_graphs
 from parure_export.model import Components
-from parure_export.parity import Capture, capture, measure_parity
+from parure_export.model.features import Form
+from parure_export.parity import Capture, capture, check_same_loop, measure_parity
+from parure_export.reference_loop import reference_loop
 from parure_export.samples import SampleShape, sample_inputs
 from parure_export.solvers import SOLVERS, TOLERANCE, build_scheduler, compile_solver, verify_solver
 from parure_export.staging import staged
@@ -49,7 +51,8 @@ class Exportable:
     """What export needs of a model: a checkpoint folder gives it, or a user's entry point returns it.
 
     `components` are wrapped modules with the bundle's tensors, float32, in evaluation mode; `latent_channels`
-    and `latent_size` are those of the latents, `pixels` the side that the image encoder wants.
+    and `latent_size` are those of the latents, `pixels` the side that the image encoder wants. `raw` is the same
+    model on raw features, where `components` work on projected ones: they must compute the same.
     """
 
     components: Components
@@ -59,6 +62,7 @@ class Exportable:
     latent_size: int
     pixels: int
     sha256: str
+    raw: Components | None = None
 
     @property
     def shape(self) -> SampleShape:
@@ -73,6 +77,7 @@ def export_bundle(
     precision: Precision = Precision.FP32,
     max_batch: int = 8,
     solvers: Sequence[str] = (),
+    features: Form = "raw",
     entry_point: str | None = None,
     force: bool = False,
     progress: Say = lambda text: None,
@@ -83,8 +88,10 @@ def export_bundle(
     `ExportError` where parity is not kept. Nothing is left at `out` unless everything held.
     """
     _check_arguments(out, max_batch, solvers, force)
+    if entry_point and features != "raw":
+        raise InputError(f"entry point {entry_point} decides itself on the form of its features; drop --features")
     progress("reading the checkpoint")
-    model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint)
+    model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint, features)
     with staged(out) as stage:
         for folder in ("onnx", "solvers", "reports"):
             (stage / folder).mkdir()
@@ -92,7 +99,11 @@ def export_bundle(
         progress("running the PyTorch loop")
         samples, steps = _effort(model)
         inputs = sample_inputs(model.shape, samples)
-        captured = capture(model.components, inputs, build_scheduler(PARITY_SOLVER, model.scheduler_config), steps)
+        scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
+        captured = capture(model.components, inputs, scheduler, steps)
+        if model.raw is not None:
+            progress("comparing projected features with raw ones")
+            check_same_loop(captured, reference_loop(model.raw, inputs, scheduler, steps))
         table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(steps)
         draft = _draft(model, specs, captured, precision, max_batch)
         modules = dict(model.components.items())
@@ -108,11 +119,12 @@ def export_bundle(
     return Bundle.open(out).manifest
 
 
-def from_checkpoint(folder: Path) -> Exportable:
+def from_checkpoint(folder: Path, features: Form = "raw") -> Exportable:
     """A checkpoint folder, ready for export."""
     loaded = load_checkpoint(folder)
     return Exportable(
-        components=loaded.components(),
+        components=loaded.components(features),
+        raw=loaded.components() if features == "projected" else None,
         pipeline=loaded.pipeline,
         scheduler_config=loaded.scheduler_config,
         latent_channels=int(loaded.modules.vae.config.latent_channels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,20 @@ def capture(components: Components, inputs: LoopInputs, scheduler: Any, steps: i
     of_ornament = calls["reference_net"][0::2]
     cacheable = all(torch.equal(call.output, of_ornament[0].output) for call in of_ornament)
     return Capture(calls, states, cacheable)
+
+
+def check_same_loop(captured: Capture, other: Iterable[LoopState]) -> None:
+    """Two forms of one model, step by step in PyTorch. Raises `ExportError` where they are more than rounding apart."""
+    for step, (ours, theirs) in enumerate(zip(captured.states, other, strict=True)):
+        error = max(
+            relative_error(ours.latents.numpy(), theirs.latents.numpy()),
+            relative_error(ours.predicted_mask.numpy(), theirs.predicted_mask.numpy()),
+        )
+        if not error <= TOLERANCES[Precision.FP32].component:
+            raise ExportError(
+                f"projected features do not compute what raw ones do: at step {step} the loop differs by {error:.1e} "
+                "(relative); export raw features (--features raw)"
+            )
 
 
 def measure_parity(

@@ -58,7 +58,7 @@ class Component(Frozen):
 
 
 class FeatureLayer(Frozen):
-    """Where one self-attention layer's input lies in the packed features: [tokens, channels] at `offset`."""
+    """Where one self-attention layer's features lie in the packed tensor: [tokens, channels] at `offset`."""
 
     layer: str
     tokens: int
@@ -67,8 +67,14 @@ class FeatureLayer(Frozen):
 
 
 class FeatureLayout(Frozen):
-    """The packed features of one reference picture: a flat tensor [L] that graphs slice."""
+    """The packed features of one reference picture: a flat tensor [L] that graphs slice.
 
+    `raw` features are the inputs of ReferenceNet's self-attention, and the U-Net projects them at every step.
+    `projected` ones are its keys and values of them, side by side in channels: computed once, and twice as large;
+    the layers of the mask head follow raw, under names of their own.
+    """
+
+    form: Literal["raw", "projected"] = "raw"
     layers: tuple[FeatureLayer, ...]
     mask_head_layers: tuple[str, ...]
 

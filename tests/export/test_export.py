@@ -23,7 +23,9 @@ from parure.manifest import Precision
 from parure.onnx_executor import OnnxExecutor
 from parure_export import export as export_module
 from parure_export.export import export_bundle, from_checkpoint
-from parure_export.parity import capture, relative_error
+from parure_export.onnx_export import count_flops
+from parure_export.parity import capture, check_same_loop, relative_error
+from parure_export.reference_loop import LoopState, reference_loop
 from parure_export.samples import sample_inputs
 from parure_export.solvers import build_scheduler
 
@@ -103,11 +105,15 @@ def test_reference_net_stops_after_its_last_feature(bundle: Bundle, tiny_checkpo
     assert bundle.manifest.component("reference_net").parameters < whole
 
 
-def test_fp16_is_exported_and_runs(
+def test_fp16_with_projected_features_is_exported_and_runs(
     tiny_checkpoint: Path, tmp_path: Path, photo: Pixels, ornament: Pixels, tiny_bundle: Path
 ) -> None:
-    manifest = export_bundle(tiny_checkpoint, tmp_path / "half", precision=Precision.FP16, solvers=["ddim"])
+    manifest = export_bundle(
+        tiny_checkpoint, tmp_path / "half", precision=Precision.FP16, features="projected", solvers=["ddim"]
+    )
     assert manifest.component("unet").outputs[0].dtype == "float16"
+    layout, raw = manifest.features, Bundle.open(tiny_bundle).manifest.features
+    assert (layout.form, raw.form) == ("projected", "raw") and 2 * raw.length < layout.length < 3 * raw.length
     with parure.open(tmp_path / "half", threads=1) as half, parure.open(tiny_bundle, threads=1) as full:
         a, b = (t(photo, ornament, (30, 40, 70, 75), steps=2, solver="ddim").latents for t in (half, full))
     assert relative_error(a, b) <= 0.1
@@ -142,7 +148,7 @@ class Wandering(nn.Module):
 def test_a_graph_that_departs_from_pytorch_fails_the_export_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disturbed(folder: Path) -> export_module.Exportable:
+    def disturbed(folder: Path, *_: str) -> export_module.Exportable:
         model = from_checkpoint(folder)
         return replace(model, components=replace(model.components, vae_decoder=Disturbed(model.components.vae_decoder)))
 
@@ -150,6 +156,23 @@ def test_a_graph_that_departs_from_pytorch_fails_the_export_and_leaves_nothing(
     with pytest.raises(ExportError, match="vae_decoder does not keep its parity"):
         export_bundle(tiny_checkpoint, tmp_path / "bundle", solvers=["ddim"])
     assert not list(tmp_path.iterdir())
+
+
+def test_projected_features_save_work_in_the_unet_and_compute_the_same(tiny_checkpoint: Path) -> None:
+    model = from_checkpoint(tiny_checkpoint, "projected")
+    assert model.raw is not None
+    inputs, scheduler = sample_inputs(model.shape, 2), build_scheduler("ddim", model.scheduler_config)
+    captured = capture(model.components, inputs, scheduler, 3)
+    check_same_loop(captured, reference_loop(model.raw, inputs, scheduler, 3))
+    guided = [list(reference_loop(c, inputs, scheduler, 3, guidance=2.0)) for c in (model.components, model.raw)]
+    assert relative_error(*(states[-1].latents.numpy() for states in guided)) <= 1e-5
+    raw = capture(model.raw, inputs, scheduler, 1).calls["unet"][0].inputs
+    flops = count_flops(model.components.unet, captured.calls["unet"][0].inputs), count_flops(model.raw.unet, raw)
+    assert flops[0] < flops[1]
+
+    states = [LoopState(s.latents * 1.001, s.mask, s.predicted_mask) for s in captured.states]
+    with pytest.raises(ExportError, match="projected features do not compute what raw ones do: at step 0"):
+        check_same_loop(captured, states)
 
 
 def test_features_that_depend_on_the_step_are_found_out(tiny_checkpoint: Path) -> None:

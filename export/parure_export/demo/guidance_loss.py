@@ -38,12 +38,15 @@ class GuidedAttention(ReferenceAttention):
         temb: Tensor | None = None,
         captured: MutableMapping[str, Tensor] | None = None,
         references: Mapping[str, Tensor] | None = None,
+        projected: Mapping[str, Tensor] | None = None,
         attention_mass: MutableMapping[str, Tensor] | None = None,
     ) -> Tensor:
         if self.guided and attention_mass is not None and references is not None:
             keys = torch.cat([hidden_states, references[self.layer]], dim=1)
             attention_mass[self.layer] = _mass(attn, hidden_states, keys, attention_mass["ornament_mask"])
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, captured, references)
+        return super().__call__(
+            attn, hidden_states, encoder_hidden_states, attention_mask, temb, captured, references, projected
+        )
 
 
 def guide_attention(unet: UNet2DConditionModel, layers: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,21 +11,37 @@ from torch import Tensor
 
 from parure.manifest import FeatureLayer, FeatureLayout
 
+Form = Literal["raw", "projected"]
+RAW = "/raw"
 
-def feature_layout(unet: UNet2DConditionModel, layers: Sequence[str], mask_head_layers: Sequence[str]) -> FeatureLayout:
-    """Where each self-attention layer's input lies in the packed features, in the order of execution.
+
+def feature_layout(
+    unet: UNet2DConditionModel, layers: Sequence[str], mask_head_layers: Sequence[str], form: Form = "raw"
+) -> FeatureLayout:
+    """Where each self-attention layer's features lie in the packed tensor, in the order of execution.
 
     `layers` are names as diffusers gives them, such as
-    `down_blocks.0.attentions.0.transformer_blocks.0.attn1`.
+    `down_blocks.0.attentions.0.transformer_blocks.0.attn1`. Projected, a layer holds keys and values, [tokens,
+    2 x channels], and what the mask head reads follows raw as `<layer>/raw`.
     """
     sides = _sides(unet)
+    ordered = sorted(layers, key=_execution_order)
+    wanted = [(name, name, 1 if form == "raw" else 2) for name in ordered]
+    if form == "projected":
+        wanted += [(f"{name}{RAW}", name, 1) for name in ordered if name in mask_head_layers]
     found, offset = [], 0
-    for name in sorted(layers, key=_execution_order):
-        channels = unet.get_submodule(name).to_q.in_features
+    for entry, name, factor in wanted:
+        channels = factor * unet.get_submodule(name).to_q.in_features
         tokens = sides[".".join(name.split(".")[:2]) if not name.startswith("mid") else "mid_block"] ** 2
-        found.append(FeatureLayer(layer=name, tokens=tokens, channels=channels, offset=offset))
+        found.append(FeatureLayer(layer=entry, tokens=tokens, channels=channels, offset=offset))
         offset += tokens * channels
-    return FeatureLayout(layers=tuple(found), mask_head_layers=tuple(mask_head_layers))
+    head = tuple(mask_head_layers if form == "raw" else (f"{name}{RAW}" for name in mask_head_layers))
+    return FeatureLayout(form=form, layers=tuple(found), mask_head_layers=head)
+
+
+def raw_features(unpacked: Mapping[str, Tensor], layer: str) -> Tensor:
+    """The raw features [B, tokens, channels] of a layer of the mask head, in either form."""
+    return unpacked[f"{layer}{RAW}"] if f"{layer}{RAW}" in unpacked else unpacked[layer]
 
 
 def pack(features: Mapping[str, Tensor], layout: FeatureLayout) -> Tensor:

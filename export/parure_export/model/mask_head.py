@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parure.manifest import FeatureLayout
-from parure_export.model.features import unpack
+from parure_export.model.features import raw_features, unpack
 
 
 class MaskHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class MaskHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
             self.config.layers, self.factors, self.norms, self.projections, strict=True
         ):
             m = F.avg_pool2d(mask, factor).flatten(2).transpose(1, 2)
-            joined = project(norm(torch.cat([f_m[layer] * m, f_o[layer]], dim=2)))
+            joined = project(norm(torch.cat([raw_features(f_m, layer) * m, raw_features(f_o, layer)], dim=2)))
             side = mask.shape[-1] // factor
             grids.append(F.pixel_shuffle(joined.transpose(1, 2).unflatten(2, (side, side)), factor))
         return torch.sigmoid(self.mlp(torch.cat([torch.stack(grids).sum(dim=0), mask], dim=1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -17,6 +18,13 @@ from parure.manifest import Precision
 @click.option("--precision", type=click.Choice([p.value for p in Precision]), default="fp32", show_default=True)
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Largest batch that graphs accept.")
 @click.option("--solver", "solvers", multiple=True, help="Solver to include; repeatable [default: all that fit].")
+@click.option(
+    "--features",
+    type=click.Choice(["raw", "projected"]),
+    default="raw",
+    show_default=True,
+    help="Projected: ReferenceNet gives keys and values; less work a step, twice the bytes.",
+)
 @click.option("--entry-point", metavar="MODULE:FUNCTION", help="Returns wrapped modules of your own classes.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 def command(
@@ -25,6 +33,7 @@ def command(
     precision: str,
     max_batch: int,
     solvers: tuple[str, ...],
+    features: Literal["raw", "projected"],
     entry_point: str | None,
     force: bool,
 ) -> None:
@@ -47,6 +56,7 @@ def command(
             precision=Precision(precision),
             max_batch=max_batch,
             solvers=solvers,
+            features=features,
             entry_point=entry_point,
             force=force,
             progress=say,
