@@ -94,6 +94,11 @@ class TritonExecutor:
             grid.write_bytes(content)
             return Solver.load(spec, Path(folder))
 
+    def server_version(self) -> str:
+        """The version that the server tells."""
+        with translated(f"the server at {self.url}", self._deadline):
+            return self._transport.version()
+
     def close(self) -> None:
         self._closed = True
         self._transport.close()

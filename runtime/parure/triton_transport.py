@@ -56,6 +56,9 @@ class Transport(Protocol):
     def parameters(self, model: str) -> dict[str, str]:
         """The parameters in the configuration of `model`."""
 
+    def version(self) -> str:
+        """The server's version."""
+
     def live(self) -> bool:
         """Whether a server answers at all."""
 
@@ -113,6 +116,10 @@ class GrpcTransport:
         reply = self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=self._deadline)
         return {key: value.string_value for key, value in reply.config.parameters.items()}
 
+    def version(self) -> str:
+        request = service_pb2.ServerMetadataRequest()
+        return str(self._stub.ServerMetadata(request, timeout=self._deadline).version)
+
     def live(self) -> bool:
         try:
             return bool(self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._deadline).live)
@@ -151,6 +158,11 @@ class HttpTransport:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
         with _well_formed(model):
             return {key: str(value["string_value"]) for key, value in json.loads(reply)["parameters"].items()}
+
+    def version(self) -> str:
+        _, reply = self._call("GET", "/v2")
+        with _well_formed("metadata"):
+            return str(json.loads(reply)["version"])
 
     def live(self) -> bool:
         try:

@@ -205,6 +205,9 @@ class _Relay:
     def parameters(self, model: str) -> dict[str, str]:
         return self.inner.parameters(model)
 
+    def version(self) -> str:
+        return self.inner.version()
+
     def live(self) -> bool:
         return self.inner.live()
 

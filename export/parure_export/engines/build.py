@@ -9,20 +9,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from parure.bundle import Bundle, sha256_of
 from parure.engine import PLAN_SUFFIX, BatchRange, EngineRecord, engine_folder, graph_hash
 from parure.errors import ExportError, InputError
+from parure.host import TENSORRT_PACKAGES, installed
 from parure.manifest import Component, Precision
 from parure_export.engines.cache import EngineCache
 from parure_export.engines.request import BuildRequest, Options, Profile
-from parure_export.engines.targets import Flavor, Target
+from parure_export.engines.targets import Flavor, Target, local_capability
 from parure_export.engines.worker import Job
 
-PACKAGES = {Flavor.TENSORRT: ("tensorrt", "tensorrt"), Flavor.TENSORRT_RTX: ("tensorrt-rtx-cu12", "tensorrt-rtx")}
 Watch = Callable[[str, str, int, int], None]
 
 
@@ -51,7 +50,8 @@ def build_engines(
     Raises `InputError` for what cannot be asked for, `ExportError` where TensorRT fails. `watch` is told engine,
     phase, step and steps. Engines that were finished before a failure stay.
     """
-    installed = installed_version(flavor)
+    installed_now = installed_version(flavor)
+    _check_options(flavor, options)
     cache.prepare()
     for component in _chosen(bundle, components):
         for profile in profiles:
@@ -60,7 +60,7 @@ def build_engines(
                 component=component.name,
                 graph_sha256=graph_hash(bundle, component.name),
                 flavor=flavor,
-                flavor_version=installed,
+                flavor_version=installed_now,
                 capability=target.capability,
                 profile=profile,
                 options=options,
@@ -73,13 +73,22 @@ def build_engines(
 
 def installed_version(flavor: Flavor) -> str:
     """The version of TensorRT that is installed; raises `InputError` with the line that installs it."""
-    package, extra = PACKAGES[flavor]
-    try:
-        return version(package)
-    except PackageNotFoundError as error:
+    package = TENSORRT_PACKAGES[flavor]
+    found = installed(package)
+    if found is None:
         raise InputError(
-            f"flavor {flavor} needs {package}, which is not installed; run `pip install 'parure[{extra}]'`"
-        ) from error
+            f"flavor {flavor} needs {package}, which is not installed; run `pip install 'parure[{flavor}]'`"
+        )
+    return found
+
+
+def _check_options(flavor: Flavor, options: Options) -> None:
+    """TensorRT-RTX asks the driver when it makes a plan refittable: that alone cannot be done ahead of time."""
+    if flavor is Flavor.TENSORRT_RTX and (options.refittable or options.strip) and local_capability() is None:
+        raise InputError(
+            "TensorRT-RTX makes refittable and stripped plans only on a machine with a GPU, and this one has none; "
+            "build there, or build without: new weights then mean a new build, which takes seconds and is cached"
+        )
 
 
 def _chosen(bundle: Bundle, names: Sequence[str]) -> list[Component]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from enum import StrEnum
 
 from parure.errors import InputError
+from parure.host import gpus
 
 Capability = tuple[int, int]
 
@@ -101,11 +100,6 @@ def _capability(name: str) -> Capability:
 
 
 def local_capability() -> Capability | None:
-    """The compute capability of this machine's first GPU, as its driver says; None without one."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    matched = re.match(r"(\d+)\.(\d+)", asked.stdout)
-    return (int(matched[1]), int(matched[2])) if matched else None
+    """The compute capability of this machine's first GPU; None without one."""
+    here = gpus()
+    return here[0].capability if here else None

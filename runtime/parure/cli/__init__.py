@@ -17,6 +17,7 @@ COMMANDS = {
     "build": ("parure.cli.build", "Bundle -> TensorRT engines, also without a GPU."),
     "inspect": ("parure.cli.inspect", "Everything in a bundle, on one page."),
     "verify": ("parure.cli.verify", "Is a bundle whole, and does it compute what it did?"),
+    "preflight": ("parure.cli.preflight", "Will a bundle run on this machine, or on that server?"),
     "repo": ("parure.cli.repo", "Bundle -> Triton model repository."),
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),

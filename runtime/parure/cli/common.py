@@ -1,12 +1,16 @@
-"""What commands share: errors for a part that is not installed, and for a folder that cannot be made."""
+"""What commands share: errors for a part that is not installed or a folder that cannot be made; tables of checks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.table import Table
+
 from parure.errors import InputError
+
+MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]note[/]"}
 
 
 @contextmanager
@@ -26,3 +30,11 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
+
+
+def checks_table(checks: Iterable[tuple[str, bool | None, str]]) -> Table:
+    """What was looked at, how it came out (None: neither well nor badly), and what was found."""
+    table = Table("what", "", "found")
+    for subject, passed, found in checks:
+        table.add_row(subject, MARKS[passed], found)
+    return table

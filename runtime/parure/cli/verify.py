@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parure.bundle import Bundle
-from parure.cli.common import needs
-
-MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]not checked[/]"}
+from parure.cli.common import checks_table, needs
 
 
 @click.command("verify")
@@ -47,10 +45,9 @@ def command(bundle: Path, other: Path | None, threshold: float) -> None:
                 else:
                     table.add_row(found, "none", "", "", "")
     else:
-        table = Table("what", "", "found")
         with console.status("verifying"):
-            for check in verify(bundle):
-                failed = failed or check.passed is False
-                table.add_row(check.subject, MARKS[check.passed], check.found)
+            checks = list(verify(bundle))
+        failed = any(check.passed is False for check in checks)
+        table = checks_table((check.subject, check.passed, check.found) for check in checks)
     console.print(table)
     sys.exit(1 if failed else 0)

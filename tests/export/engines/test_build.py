@@ -220,12 +220,19 @@ def test_the_data_centre_flavor_builds_for_the_gpu_at_hand_only(monkeypatch: pyt
         (["--target", "a100", "--batch", "1,x"], "--batch is '1,x'"),
         (["--target", "a100", "--batch", "64"], "batch 64 is more than the bundle's 4; export it with --max-batch 64"),
         (["--target", "a100", "--profile", "4:2:1"], "--profile is '4:2:1'"),
+        (["--target", "a100", "--refittable"], "only on a machine with a GPU"),
         (["--target", "a100", "--component", "brain"], "component 'brain' is not in the bundle"),
     ],
 )
 def test_wrong_arguments_are_named(
-    arguments: list[str], words: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(build_module, "local_capability", lambda: None)
     with pytest.raises(SystemExit) as exit_:
         main(["build", str(tiny_bundle), "--cache", str(tmp_path / "cache"), *arguments])
     assert exit_.value.code == 2 and words in capsys.readouterr().err
@@ -234,7 +241,7 @@ def test_wrong_arguments_are_named(
 def test_a_flavor_that_is_not_installed_is_named_with_its_install_line(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build_module, "PACKAGES", {RTX: ("tensorrt-rtx-of-tomorrow", "tensorrt-rtx")})
+    monkeypatch.setattr(build_module, "installed", lambda package: None)
     with pytest.raises(SystemExit) as exit_:
         main(["build", str(tiny_bundle), "--target", "a100", "--cache", str(tmp_path / "cache")])
     assert exit_.value.code == 2 and "pip install 'parure[tensorrt-rtx]'" in capsys.readouterr().err
