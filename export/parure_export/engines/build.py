@@ -154,10 +154,12 @@ def _work(job: Job, engine: str, watch: Watch) -> dict[str, Any]:
         ) as worker,
     ):
         assert worker.stdin and worker.stdout
+        peak = 0.0
         try:
             worker.stdin.write(job.model_dump_json())
             worker.stdin.close()
             for line in worker.stdout:
+                peak = _peak_gb(worker.pid) or peak
                 message = json.loads(line)
                 event = message.pop("event")
                 if event == "progress":
@@ -174,10 +176,20 @@ def _work(job: Job, engine: str, watch: Watch) -> dict[str, Any]:
             worker.kill()
     if code == -9:
         raise ExportError(
-            f"building {engine} was killed, most likely because memory ran out; see the kernel's log, and build with "
-            "more memory or fewer components at a time (--component)"
+            f"building {engine} was killed, most likely because memory ran out: it had reached {peak:.1f} GB; "
+            "build on a machine with more memory"
         )
     raise ExportError(f"building {engine} ended with code {code}: {said[-1] if said else 'it said nothing'}")
+
+
+def _peak_gb(pid: int) -> float:
+    """The peak of a process's resident memory so far, as the kernel tells; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return int(lines["VmHWM"].split()[0]) * 1024 / 1e9 if "VmHWM" in lines else 0.0
 
 
 def _failure(engine: str, message: dict[str, Any]) -> ExportError:

@@ -74,7 +74,10 @@ def build(job: Job) -> dict[str, Any]:
         raise BuildFailed(errors.last or str(error).strip().splitlines()[-1]) from error
     if plan is None:
         raise BuildFailed(errors.last or "the builder gave no reason")
-    job.plan.write_bytes(plan)
+    try:
+        job.plan.write_bytes(plan)
+    except OSError as error:
+        raise OSError(f"{error.strerror}, {plan.nbytes / 1e6:.1f} MB were needed for the plan") from error
     if job.timing_cache is not None and (cache := config.get_timing_cache()) is not None:
         partial = job.timing_cache.with_suffix(f".{os.getpid()}")
         partial.write_bytes(cache.serialize())

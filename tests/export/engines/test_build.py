@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
@@ -116,6 +118,35 @@ def test_an_interrupted_build_ends_the_builder_and_leaves_the_cache_whole(bundle
     assert [path.suffix for path in cache.root.iterdir()] == [".lock"]
     assert not plans(bundle.root)
     assert not build(bundle, cache, "vae_encoder")[0].from_cache
+
+
+def test_a_builder_that_is_killed_is_said_with_the_memory_that_it_had_reached(
+    bundle: Bundle, cache: EngineCache
+) -> None:
+    def kill(engine: str, phase: str, step: int, steps: int) -> None:
+        for child in psutil.Process().children():
+            child.kill()
+
+    with pytest.raises(
+        ExportError, match=r"building vae_encoder 1 was killed, .*memory ran out: it had reached 0\.\d GB"
+    ):
+        list(
+            build_engines(
+                bundle, A100, RTX, [ONE], options=Options(), cache=cache, components=["vae_encoder"], watch=kill
+            )
+        )
+    assert not plans(bundle.root)
+
+
+def test_a_full_disk_is_said_with_what_was_needed(bundle: Bundle, cache: EngineCache) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the builder inherits it
+    try:
+        with pytest.raises(ExportError, match=r"mask_head 1 could not write its files: .* \d+\.\d MB were needed"):
+            build(bundle, cache, "mask_head")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not plans(bundle.root) and not build(bundle, cache, "mask_head")[0].from_cache
 
 
 def test_a_cache_that_cannot_be_written_is_named(bundle: Bundle, tmp_path: Path) -> None:
