@@ -72,12 +72,12 @@ def _engine(plan: Path, bundle: Bundle, here: Sequence[Gpu]) -> Finding:
         return Finding(subject, False, str(error))
     if not here:
         return Finding(subject, False, "this machine has no GPU")
-    if problem := _misfit(record, here[0]):
+    if problem := misfit(record, here[0]):
         return Finding(subject, False, problem)
     return Finding(subject, True, f"{record.flavor} {record.flavor_version}, {record.plan_bytes / 2**20:.0f} MiB")
 
 
-def _misfit(record: EngineRecord, gpu: Gpu) -> str:
+def misfit(record: EngineRecord, gpu: Gpu) -> str:
     """Why the engine cannot run on `gpu`; empty where nothing speaks against it."""
     package = TENSORRT_PACKAGES[record.flavor]
     version = installed(package)

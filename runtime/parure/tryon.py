@@ -26,6 +26,7 @@ from parure.manifest import Geometry, Manifest
 from parure.solver import Solver, SolverTable
 
 Preview = Literal["none", "latents", "decode"]
+Backend = Literal["onnxruntime", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -287,22 +288,32 @@ class TryOn:
         self.close()
 
 
-def open_tryon(source: str | Path, *, deadline: float = 60.0, threads: int | None = None) -> TryOn:
+def open_tryon(
+    source: str | Path, *, deadline: float = 60.0, threads: int | None = None, backend: Backend = "onnxruntime"
+) -> TryOn:
     """Open a bundle folder, or a server at `grpc://host:port` or `http://host:port`.
 
-    `deadline` bounds each call to a server, in seconds; `threads` the cores of an in-process component. Raises
-    `BundleError` for a bundle that fails verification, `ServerError` for a server that cannot serve it.
+    `deadline` bounds each call to a server, in seconds; `threads` the cores of an in-process component; `backend`
+    is what runs a bundle in-process: ONNX Runtime on its graphs, or TensorRT on its engines. Raises `BundleError` for a bundle that fails verification, `ServerError` for a server that cannot serve it.
     """
     if "://" in str(source):
         from parure.triton import TritonExecutor
 
         remote = TritonExecutor(str(source), deadline=deadline)
         return TryOn(remote, remote.solver)
-    from parure.onnx_executor import OnnxExecutor
-
     bundle = Bundle.open(source)
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
-    return TryOn(OnnxExecutor(bundle, threads=threads), lambda name: Solver.load(specs[name], bundle.root))
+    return TryOn(_in_process(bundle, threads, backend), lambda name: Solver.load(specs[name], bundle.root))
+
+
+def _in_process(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:
+    if backend == "tensorrt":
+        from parure.tensorrt_executor import TensorRtExecutor
+
+        return TensorRtExecutor(bundle)
+    from parure.onnx_executor import OnnxExecutor
+
+    return OnnxExecutor(bundle, threads=threads)
 
 
 def _as_box(box: Box | tuple[float, float, float, float]) -> Box:

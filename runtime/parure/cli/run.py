@@ -14,7 +14,7 @@ from parure.cli.common import make_folder
 from parure.geometry import Box
 from parure.image import load_image, save_png
 from parure.pictures import mask_strip
-from parure.tryon import Result, TryOn, open_tryon
+from parure.tryon import Backend, Result, TryOn, open_tryon
 
 
 @click.command("run")
@@ -28,11 +28,18 @@ from parure.tryon import Result, TryOn, open_tryon
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--solver", help="Solver by name [default: the bundle's].")
 @click.option("--guidance", type=float, help="Guidance scale; 1 switches it off [default: the bundle's].")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs a bundle in this process.",
+)
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds for one call to a server.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
-    seed: int, solver: str | None, guidance: float | None, deadline: float, as_json: bool,
+    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -40,7 +47,7 @@ def command(
     """
     parsed = Box.parse(box)
     make_folder(out)
-    with open_tryon(source, deadline=deadline) as tryon:
+    with open_tryon(source, deadline=deadline, backend=backend) as tryon:
         result = _run_with_progress(
             tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
         )
