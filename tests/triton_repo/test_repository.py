@@ -130,3 +130,12 @@ def test_component_names_that_are_no_model_names_are_refused(bundle: Path, tmp_p
     with pytest.raises(BundleError, match="cannot be served under this name"):
         write_repository(altered, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_a_bf16_bundle_is_refused_since_nothing_could_run_it(bundle: Path, tmp_path: Path) -> None:
+    altered = Path(shutil.copytree(bundle, tmp_path / "bf16"))
+    manifest = json.loads((altered / "manifest.json").read_text())
+    (altered / "manifest.json").write_text(json.dumps(manifest | {"precision": "bf16"}))
+    with pytest.raises(InputError, match="is bf16, which ONNX Runtime has no kernels for"):
+        write_repository(altered, tmp_path / "models")
+    assert not (tmp_path / "models").exists()

@@ -23,7 +23,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # type: ig
 
 from parure.bundle import Bundle
 from parure.errors import BundleError, InputError, ServerError
-from parure.manifest import MANIFEST_NAME, Component, TensorSpec
+from parure.manifest import MANIFEST_NAME, Component, Precision, TensorSpec
 from parure.triton import BUNDLE_PARAMETER, FILE_INPUT, FILE_OUTPUT, MANIFEST_MODEL, wire_type
 
 _HERE = Path(__file__).parent
@@ -68,6 +68,10 @@ def write_repository(bundle: Path, out: Path, *, instances: int = 1, threads: in
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; expected a whole number from 1 on")
     opened = Bundle.open(bundle)
+    if opened.manifest.precision is Precision.BF16:
+        raise InputError(
+            f"bundle {bundle} is bf16, which ONNX Runtime has no kernels for; export it as fp32 or fp16 to serve it"
+        )
     out = out.resolve()
     with _replacing(out) as staging:
         for component in opened.manifest.components:
