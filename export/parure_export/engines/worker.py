@@ -6,6 +6,7 @@ own, and a builder that is stopped leaves nothing behind. What happens is said i
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -105,24 +106,23 @@ def _config(job: Job, profile: Any, monitor: Any) -> Any:
         "strip_plan": options.strip or None,
         "weight_streaming": options.weight_streaming or None,
     }
-    import polygraphy.mod
-
+    if options.workspace is not None:
+        pool = _tensorrt(job.request.flavor).MemoryPoolType.WORKSPACE
+        settings["memory_pool_limits"] = {pool: options.workspace}
     if job.request.flavor is Flavor.TENSORRT_RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        trt = polygraphy.mod.lazy_import("tensorrt_rtx")
-        if options.workspace is not None:
-            settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
         capability = job.request.capability
         return CreateConfigRTX(compute_capabilities=None if capability is None else [capability], **settings)
     from polygraphy.backend.trt import CreateConfig
 
-    trt = polygraphy.mod.lazy_import("tensorrt")
-    if options.workspace is not None:
-        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
     if job.timing_cache is not None and job.timing_cache.exists():
         settings["load_timing_cache"] = str(job.timing_cache)
     return CreateConfig(**settings)
+
+
+def _tensorrt(flavor: Flavor) -> Any:
+    return importlib.import_module("tensorrt_rtx" if flavor is Flavor.TENSORRT_RTX else "tensorrt")
 
 
 class ErrorLog:
@@ -131,7 +131,7 @@ class ErrorLog:
     def __init__(self, flavor: Flavor) -> None:
         from polygraphy.backend.trt import util
 
-        trt: Any = __import__("tensorrt_rtx" if flavor is Flavor.TENSORRT_RTX else "tensorrt")
+        trt = _tensorrt(flavor)
         self.last = ""
         log = self
 
