@@ -131,7 +131,7 @@ class ErrorLog:
     def __init__(self, flavor: Flavor) -> None:
         from polygraphy.backend.trt import util
 
-        trt = _tensorrt(flavor)
+        trt: Any = _tensorrt(flavor)
         self.last = ""
         log = self
 
