@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +15,55 @@ from parure.components import NUMPY_TYPES
 from parure.engine import plans, verify_plan
 from parure.errors import BundleError, ParureError
 from parure.executor import Executor
+from parure.finding import Finding
 from parure.manifest import Component, Precision
 from parure.onnx_executor import OnnxExecutor
 from parure_export.evidence import EVIDENCE, Evidence, load_evidence
 from parure_export.parity import TOLERANCES, relative_error
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at; `passed` None means that it could not be, and `found` says why."""
-
-    subject: str
-    passed: bool | None
-    found: str
-
-
-def verify(root: Path) -> Iterator[Check]:
+def verify(root: Path) -> Iterator[Finding]:
     """Every check of the bundle at `root`, as it is made. Stops where nothing further could be trusted."""
     try:
         bundle = Bundle.open(root)
     except BundleError as error:
-        yield Check("manifest and hashes", False, str(error))
+        yield Finding("manifest and hashes", False, str(error))
         return
-    yield Check("manifest and hashes", True, f"{len(bundle.manifest.files)} files")
+    yield Finding("manifest and hashes", True, f"{len(bundle.manifest.files)} files")
     yield from _graphs(bundle)
     yield from _plans(bundle)
     yield from _parity(bundle)
 
 
-def _graphs(bundle: Bundle) -> Iterator[Check]:
+def _graphs(bundle: Bundle) -> Iterator[Finding]:
     for component in bundle.manifest.components:
         path = bundle.graph(component.name)
         try:
             onnx.checker.check_model(str(path), full_check=not path.with_name(f"{path.name}.data").exists())
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            yield Check(f"graph {component.name}", False, str(error).strip().splitlines()[0])
+            yield Finding(f"graph {component.name}", False, str(error).strip().splitlines()[0])
         else:
-            yield Check(f"graph {component.name}", True, "valid ONNX")
+            yield Finding(f"graph {component.name}", True, "valid ONNX")
 
 
-def _plans(bundle: Bundle) -> Iterator[Check]:
+def _plans(bundle: Bundle) -> Iterator[Finding]:
     for plan in plans(bundle.root):
         subject = f"plan {plan.parent.name}/{plan.name}"
         try:
             record = verify_plan(plan, bundle)
         except BundleError as error:
-            yield Check(subject, False, str(error))
+            yield Finding(subject, False, str(error))
         else:
-            yield Check(subject, True, f"{record.plan_bytes / 1e6:.1f} MB, {record.flavor} {record.flavor_version}")
+            yield Finding(subject, True, f"{record.plan_bytes / 1e6:.1f} MB, {record.flavor} {record.flavor_version}")
 
 
-def _parity(bundle: Bundle) -> Iterator[Check]:
+def _parity(bundle: Bundle) -> Iterator[Finding]:
     manifest = bundle.manifest
     if EVIDENCE not in manifest.files:
-        yield Check("parity", None, f"the bundle carries no {EVIDENCE}")
+        yield Finding("parity", None, f"the bundle carries no {EVIDENCE}")
         return
     if manifest.precision is Precision.BF16:
-        yield Check("parity", None, "ONNX Runtime has no bf16 kernels; export measured it by rounding")
+        yield Finding("parity", None, "ONNX Runtime has no bf16 kernels; export measured it by rounding")
         return
     executor = OnnxExecutor(bundle)
     tolerance = TOLERANCES[manifest.precision].component
@@ -80,10 +71,10 @@ def _parity(bundle: Bundle) -> Iterator[Check]:
         try:
             output = run_evidence(executor, manifest.component(name), evidence)
         except ParureError as problem:
-            yield Check(f"parity {name}", False, str(problem))
+            yield Finding(f"parity {name}", False, str(problem))
             continue
         error = relative_error(output, evidence.output)
-        yield Check(f"parity {name}", error <= tolerance, f"{error:.1e} from PyTorch, tolerance {tolerance:.0e}")
+        yield Finding(f"parity {name}", error <= tolerance, f"{error:.1e} from PyTorch, tolerance {tolerance:.0e}")
 
 
 def run_evidence(executor: Executor, component: Component, evidence: Evidence) -> NDArray[Any]:

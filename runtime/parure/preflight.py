@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from parure.bundle import Bundle
 from parure.engine import EngineRecord, plans, verify_plan
 from parure.errors import BundleError, ParureError
+from parure.finding import Finding
 from parure.host import TENSORRT_PACKAGES, Gpu, gpus, installed
 from parure.manifest import Precision
 from parure.triton import TritonExecutor
 
 PORTABLE_FROM = (8, 0)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One question; `passed` None where the answer forbids nothing."""
-
-    subject: str
-    passed: bool | None
-    found: str
 
 
 def examine_host(bundle: Bundle) -> Iterator[Finding]:

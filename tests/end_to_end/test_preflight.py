@@ -12,8 +12,9 @@ from parure import preflight
 from parure.bundle import Bundle
 from parure.cli import main
 from parure.engine import open_record
+from parure.finding import Finding
 from parure.host import Gpu
-from parure.preflight import Finding, examine_host, examine_server
+from parure.preflight import examine_host, examine_server
 from parure_export.engines.build import build_engines
 from parure_export.engines.cache import EngineCache
 from parure_export.engines.request import Options, Profile

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from parure.errors import InputError
+from parure.finding import Finding
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]note[/]"}
 
@@ -32,9 +33,8 @@ def make_folder(out: Path) -> None:
         raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
 
 
-def checks_table(checks: Iterable[tuple[str, bool | None, str]]) -> Table:
-    """What was looked at, how it came out (None: neither well nor badly), and what was found."""
+def findings_table(findings: Iterable[Finding]) -> Table:
     table = Table("what", "", "found")
-    for subject, passed, found in checks:
-        table.add_row(subject, MARKS[passed], found)
+    for finding in findings:
+        table.add_row(finding.subject, MARKS[finding.passed], finding.found)
     return table

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from parure.bundle import Bundle
-from parure.cli.common import checks_table
+from parure.cli.common import findings_table
 from parure.preflight import examine_host, examine_server
 
 
@@ -21,5 +21,5 @@ def command(bundle: Path, url: str | None, deadline: float) -> None:
     """Compare BUNDLE with this machine (GPU, runtimes, engines), or with the server at URL. Exit code 1 if it won't run."""
     opened = Bundle.open(bundle)
     findings = list(examine_host(opened) if url is None else examine_server(opened, url, deadline))
-    Console().print(checks_table((f.subject, f.passed, f.found) for f in findings))
+    Console().print(findings_table(findings))
     sys.exit(1 if any(f.passed is False for f in findings) else 0)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parure.bundle import Bundle
-from parure.cli.common import checks_table, needs
+from parure.cli.common import findings_table, needs
 
 
 @click.command("verify")
@@ -46,8 +46,8 @@ def command(bundle: Path, other: Path | None, threshold: float) -> None:
                     table.add_row(found, "none", "", "", "")
     else:
         with console.status("verifying"):
-            checks = list(verify(bundle))
-        failed = any(check.passed is False for check in checks)
-        table = checks_table((check.subject, check.passed, check.found) for check in checks)
+            findings = list(verify(bundle))
+        failed = any(finding.passed is False for finding in findings)
+        table = findings_table(findings)
     console.print(table)
     sys.exit(1 if failed else 0)
