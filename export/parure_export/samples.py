@@ -26,11 +26,11 @@ class SampleShape:
     pixel_std: tuple[float, float, float]
 
 
-def sample_inputs(shape: SampleShape, count: int) -> LoopInputs:
+def sample_inputs(shape: SampleShape, count: int, first_seed: int = HELD_OUT_SEED + 5_000_000) -> LoopInputs:
     """`count` rendered triplets on real photographs, with noise from fixed seeds."""
     crops, ornaments, pixels, boxes, noises = [], [], [], [], []
     for index in range(count):
-        triplet = render_triplet(HELD_OUT_SEED + 5_000_000 + index, size=shape.size)
+        triplet = render_triplet(first_seed + index, size=shape.size)
         box = box_coverage(triplet.box, shape.size)
         crops.append(to_model(triplet.photo.astype(np.float32) / 255) * (1 - box))
         ornament = to_model(triplet.ornament.astype(np.float32) / 255)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 
 from parure_export.checkpoint import PipelineConfig, save_checkpoint, scheduler_of
+from parure_export.demo.calibrate import calibrate_mask_head
 from parure_export.demo.dataset import SHARD, load_shard, load_shards, render_shards
 from parure_export.demo.latents import LatentTriplets, encode, join
 from parure_export.demo.train_tryon import train_tryon
@@ -53,6 +54,9 @@ def main(work: Path, out: Path, triplets: int, vae_steps: int, steps: int, worke
         data = _latents(modules, work, triplets, stage("encode", triplets))
         scheduler = scheduler_of(DEMO)
         train_tryon(modules, DEMO, DDPMScheduler(**scheduler), data, work / "tryon", steps, stage("try-on", steps))
+        stage("calibrate", 1)
+        scale, bias = calibrate_mask_head(modules, DEMO)
+    click.echo(f"mask logits: scale {scale:.1f}, bias {bias:+.1f}")
     write_checkpoint(modules, out)
     click.echo(f"checkpoint: {out}")
 
