@@ -72,9 +72,9 @@ def build(job: Job) -> dict[str, Any]:
         config = _config(job, profile, errors.monitor)(builder, network)
         plan = builder.build_serialized_network(network, config)
     except PolygraphyException as error:
-        raise BuildFailed(errors.last or str(error).strip().splitlines()[-1]) from error
+        raise BuildFailed(errors.text or str(error).strip().splitlines()[-1]) from error
     if plan is None:
-        raise BuildFailed(errors.last or "the builder gave no reason")
+        raise BuildFailed(errors.text or "the builder gave no reason")
     try:
         job.plan.write_bytes(plan)
     except OSError as error:
@@ -126,13 +126,13 @@ def _tensorrt(flavor: Flavor) -> Any:
 
 
 class ErrorLog:
-    """The last error that TensorRT logged, and a monitor that says how far it is."""
+    """The errors that TensorRT logged, and a monitor that says how far it is."""
 
     def __init__(self, flavor: Flavor) -> None:
         from polygraphy.backend.trt import util
 
         trt: Any = _tensorrt(flavor)
-        self.last = ""
+        self.messages: list[str] = []
         log = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]
@@ -141,7 +141,7 @@ class ErrorLog:
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and "---" not in message:
-                    log.last = message.strip().splitlines()[0][:500]
+                    log.messages.append(" ".join(message.split()))
 
         class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -164,6 +164,11 @@ class ErrorLog:
         self.logger = Logger()
         self.monitor = Monitor()
         util.get_trt_logger = lambda: self.logger
+
+    @property
+    def text(self) -> str:
+        """The first errors: the node that was looked at, and what was wrong with it."""
+        return " ".join(self.messages[:3])[:800]
 
 
 def layer_summary(network: Any) -> dict[str, int]:

@@ -169,6 +169,7 @@ DEMO = ModelGeometry(
         "guidance": "zero_condition",
         "default_solver": "ddim",
         "default_steps": 20,
+        "default_guidance": 2.0,
     },
 )
 
