@@ -152,7 +152,7 @@ def machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": platform.system(),
     }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from numpy.typing import NDArray
+from torch import nn
 
 from parure.geometry import downsample_mask
 from parure_export.checkpoint import Checkpoint, PipelineConfig, scheduler_of
@@ -35,7 +38,8 @@ def calibrate_mask_head(modules: RawModules, geometry: ModelGeometry) -> tuple[f
         for b in BIASES
     ]
     _, scale, bias = max(scored)
-    last = modules.mask_head.mlp[-1]
+    last = cast(nn.Conv2d, modules.mask_head.mlp[-1])
+    assert last.bias is not None
     with torch.no_grad():
         last.weight.mul_(float(scale))
         last.bias.mul_(float(scale)).add_(float(bias))
