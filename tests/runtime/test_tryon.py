@@ -76,7 +76,7 @@ def test_every_solver_of_the_bundle_gives_a_finite_picture(
 
 
 def test_timings_name_every_part(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
-    result = tryon(photo, ornament, BOX, steps=2)
+    result = tryon(photo, ornament, BOX, steps=2, guidance=1)
     assert {
         "preprocess",
         "vae_encoder",
@@ -88,6 +88,10 @@ def test_timings_name_every_part(tryon: parure.TryOn, photo: Pixels, ornament: P
         "total",
     } <= set(result.timings)
     assert result.calls["unet"] == 2
+
+
+def test_guidance_calls_the_unet_twice_a_step(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
+    assert tryon(photo, ornament, BOX, steps=2, guidance=2).calls["unet"] == 4
 
 
 def test_an_ornament_mask_changes_what_is_seen(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
