@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from parure.errors import ExportError
 from parure.manifest import Component, TensorSpec
+from parure_export.graph_flops import graph_flops
 
 OPSET = 23  # has `Attention` and `GroupNormalization`, which engines fuse
 INLINE_BYTES = 1_500_000_000  # protobuf stops at 2 GB; beyond this, weights go into a file of their own
+
+Shape = tuple[int, ...]
 
 OUTPUTS = {
     "vae_encoder": "latents",
@@ -101,16 +105,24 @@ def export_component(name: str, module: nn.Module, call: Call, folder: Path, max
         inputs=tuple(_spec(key, value) for key, value in arguments.items()),
         outputs=(_spec(OUTPUTS[name], call.output),),
         parameters=_parameters(path),
-        flops=count_flops(module, tuple(value[:1] for value in call.inputs)),
+        flops=graph_flops(ir.load(path).graph),
     )
     return Exported(component, traced)
 
 
 def count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Floating-point operations of one call (two per multiply-add), counted without computing anything."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), counter:
         module(*(fake.from_tensor(value) for value in inputs))
     return int(counter.get_total_flops())
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # torch leaves it out
 
 
 def session_inputs(name: str, call: Call) -> Mapping[str, Any]:

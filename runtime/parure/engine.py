@@ -45,11 +45,17 @@ class EngineRecord(Frozen):
     outputs: tuple[TensorSpec, ...]
     refittable: bool
     stripped: bool
+    weight_streaming: bool
     graph_sha256: Sha256
+    family: Sha256 = Field(description="of the request without the values of weights: refits go within one family")
+    refitted_from: Sha256 | None = Field(default=None, description="key of the engine that the weights were put into")
     plan_sha256: Sha256
     plan_bytes: int
     key: Sha256 = Field(description="of the request: the engine's name in the cache")
     layers: dict[str, int] = Field(description="layers of the network by type")
+    inspected: dict[str, int] | None = Field(
+        default=None, description="layers of the finished engine by type, from the inspector; None without a GPU"
+    )
     types: dict[str, dict[str, int]] = Field(description="heavy layers by type and the type that they compute in")
     build_seconds: float
     peak_bytes: int = Field(description="peak memory of the building process")

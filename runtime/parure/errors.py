@@ -9,6 +9,7 @@
     │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
     │   └── BundleError              a bundle that is missing, incomplete or altered
     ├── ExportError                  export could not keep its promise (parity, unsupported module)
+    ├── EngineError                  a TensorRT engine that cannot be opened, refitted or run
     ├── ServerError                  something about an inference server
     │   ├── ServerUnavailable        no server answers; may be retried
     │   ├── DeadlineExceeded         the call did not finish in time
@@ -59,6 +60,10 @@ class BundleError(InputError):
 
 class ExportError(ParureError):
     """An export could not keep its promise; no bundle was written."""
+
+
+class EngineError(ParureError):
+    """TensorRT cannot open, refit or run an engine."""
 
 
 class ServerError(ParureError):

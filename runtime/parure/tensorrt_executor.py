@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 from parure.bundle import Bundle
 from parure.engine import EngineRecord, open_record, plans, verify_plan
@@ -15,19 +13,9 @@ from parure.executor import Array, Arrays
 from parure.host import Gpu, gpus
 from parure.manifest import Manifest
 from parure.preflight import misfit
+from parure.tensorrt_engine import Runner, open_runner
 
-
-class Runner(Protocol):
-    """One engine with its buffers."""
-
-    def infer(self, inputs: Arrays) -> Mapping[str, Array]:
-        """Outputs by name."""
-
-    def close(self) -> None:
-        """Free the engine."""
-
-
-OpenPlan = Callable[[Path, EngineRecord], Runner]
+OpenPlan = Callable[[Path, EngineRecord, Path], Runner]
 
 
 class TensorRtExecutor:
@@ -44,7 +32,7 @@ class TensorRtExecutor:
         if here is None:
             raise InputError("running engines needs a GPU, and this machine has none; use ONNX Runtime or a server")
         self.bundle = bundle
-        self._open_plan = open_plan or PolygraphyRunner
+        self._open_plan = open_plan or open_runner
         self._engines = _usable(bundle, here)
         self._runners: dict[Path, Runner] = {}
         self._lock = threading.Lock()
@@ -63,7 +51,8 @@ class TensorRtExecutor:
         plan = route(component, self._engines[component], batch)
         with self._lock:
             if plan not in self._runners:
-                self._runners[plan] = self._open_plan(plan, verify_plan(plan, self.bundle))
+                record = verify_plan(plan, self.bundle)
+                self._runners[plan] = self._open_plan(plan, record, self.bundle.graph(component))
             outputs = self._runners[plan].infer(inputs)
             names = [tensor.name for tensor in self.manifest.component(component).outputs]
             return {name: outputs[name].copy() for name in names}
@@ -114,28 +103,3 @@ def _one_flavor(records: Iterable[EngineRecord]) -> None:
     flavors = {record.flavor for record in records}
     if len(flavors) > 1:
         raise InputError(f"the bundle's engines are of flavors {', '.join(sorted(flavors))}; keep those of one")
-    if "tensorrt-rtx" in flavors:
-        os.environ.setdefault("POLYGRAPHY_USE_TENSORRT_RTX", "1")
-
-
-class PolygraphyRunner:
-    """Polygraphy's runner on one plan."""
-
-    def __init__(self, plan: Path, record: EngineRecord) -> None:
-        try:
-            from polygraphy.backend.common import BytesFromPath
-            from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-        except ImportError as error:
-            raise InputError(
-                f"running engines needs {error.name}, which is not installed; "
-                f"run `pip install 'parure[{record.flavor}]'`"
-            ) from error
-        self._runner: Any = TrtRunner(EngineFromBytes(BytesFromPath(str(plan))))
-        self._runner.activate()
-
-    def infer(self, inputs: Arrays) -> Mapping[str, Array]:
-        outputs: Mapping[str, Array] = self._runner.infer(dict(inputs))
-        return outputs
-
-    def close(self) -> None:
-        self._runner.deactivate()

@@ -175,6 +175,15 @@ def test_projected_features_save_work_in_the_unet_and_compute_the_same(tiny_chec
         check_same_loop(captured, states)
 
 
+@pytest.mark.parametrize("component", ["vae_encoder", "image_encoder", "mask_head", "unet", "vae_decoder"])
+def test_operations_counted_from_the_graph_are_those_of_the_module(
+    component: str, bundle: Bundle, tiny_checkpoint: Path
+) -> None:
+    module = dict(from_checkpoint(tiny_checkpoint).components.items())[component]
+    inputs = tuple(torch.zeros((1, *tensor.shape)) for tensor in bundle.manifest.component(component).inputs)
+    assert bundle.manifest.component(component).flops == count_flops(module, inputs)
+
+
 def test_features_that_depend_on_the_step_are_found_out(tiny_checkpoint: Path) -> None:
     model = from_checkpoint(tiny_checkpoint)
     inputs, scheduler = sample_inputs(model.shape, 1), build_scheduler("ddim", model.scheduler_config)

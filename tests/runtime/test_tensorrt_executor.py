@@ -25,7 +25,7 @@ def record(bundle: Bundle, component: str, low: int, opt: int, high: int, plan: 
     return EngineRecord(
         component=component, target="a100", compute_capability=(8, 0), flavor="tensorrt-rtx", flavor_version=VERSION,
         precision=bundle.manifest.precision, batches=BatchRange(min=low, opt=opt, max=high), inputs=spec.inputs,
-        outputs=spec.outputs, refittable=False, stripped=False, graph_sha256=graph_hash(bundle, component),
+        outputs=spec.outputs, refittable=False, stripped=False, weight_streaming=False, family="0" * 64, graph_sha256=graph_hash(bundle, component),
         plan_sha256=sha256_of(plan), plan_bytes=plan.stat().st_size, key="0" * 64, layers={}, types={},
         build_seconds=1, peak_bytes=1,
     )  # fmt: skip
@@ -58,7 +58,7 @@ class Recorder:
 
     opened: list[Path]
 
-    def __init__(self, plan: Path, record: EngineRecord) -> None:
+    def __init__(self, plan: Path, record: EngineRecord, graph: Path) -> None:
         self.record = record
         Recorder.opened.append(plan)
 

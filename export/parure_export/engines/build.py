@@ -19,10 +19,12 @@ from parure.host import TENSORRT_PACKAGES, installed
 from parure.manifest import Component, Precision
 from parure_export.engines.cache import EngineCache
 from parure_export.engines.request import BuildRequest, Options, Profile
+from parure_export.engines.structure import structure_hash
 from parure_export.engines.targets import Flavor, Target, local_capability
 from parure_export.engines.worker import Job
 
 Watch = Callable[[str, str, int, int], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ def build_engines(
     cache: EngineCache,
     components: Sequence[str] = (),
     watch: Watch = lambda engine, phase, step, steps: None,
+    tell: Tell = lambda message: None,
 ) -> Iterator[Built]:
     """Build an engine per component and profile into the bundle; `components` empty means all.
 
-    Raises `InputError` for what cannot be asked for, `ExportError` where TensorRT fails. `watch` is told engine,
-    phase, step and steps. Engines that were finished before a failure stay.
+    A refittable engine that was built before with other weights gets these weights, and is not built again. Raises
+    `InputError` for what cannot be asked for, `ExportError` where TensorRT fails. `watch` is told engine, phase,
+    step and steps, `tell` what else is worth a line. Engines that were finished before a failure stay.
     """
     installed_now = installed_version(flavor)
     _check_options(flavor, options)
@@ -59,6 +63,7 @@ def build_engines(
             request = BuildRequest(
                 component=component.name,
                 graph_sha256=graph_hash(bundle, component.name),
+                structure_sha256=structure_hash(bundle.graph(component.name)),
                 flavor=flavor,
                 flavor_version=installed_now,
                 capability=target.capability,
@@ -67,7 +72,7 @@ def build_engines(
             )
             with cache.locked(request.key):
                 found = cache.find(request.key)
-                plan, record = found or _build(bundle, component, target, request, cache, watch)
+                plan, record = found or _build(bundle, component, target, request, cache, watch, tell)
             yield Built(_place(bundle, plan, record, target), record, found is not None)
 
 
@@ -91,6 +96,11 @@ def _check_options(flavor: Flavor, options: Options) -> None:
         )
 
 
+def _is_here(target: Target) -> bool:
+    here = local_capability()
+    return here is not None and target.capability in (None, here)
+
+
 def _chosen(bundle: Bundle, names: Sequence[str]) -> list[Component]:
     known = [component.name for component in bundle.manifest.components]
     if unknown := [name for name in names if name not in known]:
@@ -107,20 +117,24 @@ def _check_profile(bundle: Bundle, profile: Profile) -> None:
 
 
 def _build(
-    bundle: Bundle, component: Component, target: Target, request: BuildRequest, cache: EngineCache, watch: Watch
-) -> tuple[Path, EngineRecord]:
+    bundle: Bundle, component: Component, target: Target, request: BuildRequest, cache: EngineCache, watch: Watch,
+    tell: Tell,
+) -> tuple[Path, EngineRecord]:  # fmt: skip
+    relative = cache.relative(request.family, request.key) if request.options.refittable else None
     with cache.staging() as folder:
         plan = folder / f"engine{PLAN_SUFFIX}"
-        timing = cache.timing_cache(f"{request.flavor}-{request.flavor_version}-{target.sm}")
+        timing = cache.root / f"timing-{request.flavor}-{request.flavor_version}-{target.sm}.cache"
         job = Job(
             request=request,
             graph=bundle.graph(component.name).absolute(),
             plan=plan,
             shapes={tensor.name: tensor.shape for tensor in component.inputs},
             timing_cache=timing if request.flavor is Flavor.TENSORRT else None,
+            relative=relative[0] if relative else None,
+            inspect=_is_here(target) and not request.options.strip,
         )
         engine = f"{component.name} {request.profile}"
-        done = _work(job, engine, watch)
+        done = _work(job, engine, watch, tell)
         record = EngineRecord(
             component=component.name,
             target=target.name,
@@ -133,7 +147,9 @@ def _build(
             outputs=component.outputs,
             refittable=request.options.refittable or request.options.strip,
             stripped=request.options.strip,
+            weight_streaming=request.options.weight_streaming,
             graph_sha256=request.graph_sha256,
+            family=request.family,
             plan_sha256=sha256_of(plan),
             plan_bytes=plan.stat().st_size,
             key=request.key,
@@ -143,7 +159,7 @@ def _build(
         return cache.keep(plan, record), record
 
 
-def _work(job: Job, engine: str, watch: Watch) -> dict[str, Any]:
+def _work(job: Job, engine: str, watch: Watch, tell: Tell) -> dict[str, Any]:
     """Run the worker; its last word is the result. Leaving this function early ends it."""
     command = [sys.executable, "-m", "parure_export.engines.worker"]
     pipe = subprocess.PIPE
@@ -164,6 +180,8 @@ def _work(job: Job, engine: str, watch: Watch) -> dict[str, Any]:
                 event = message.pop("event")
                 if event == "progress":
                     watch(engine, message["phase"], message["step"], message["steps"])
+                elif event == "note":
+                    tell(f"{engine}: {message['message']}")
                 elif event == "done":
                     worker.wait()
                     return dict(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from parure.engine import EngineRecord, open_record
 from parure.errors import BundleError, InputError
 
 PLAN = "engine.plan"
+_DIGEST = hashlib.sha256().digest_size
 
 
 def default_cache() -> Path:
@@ -80,6 +82,36 @@ class EngineCache:
         whole.rename(entry)
         return entry / PLAN
 
-    def timing_cache(self, name: str) -> Path:
-        """Where timings of kernels are kept between builds on one kind of GPU."""
-        return self.root / f"timing-{name}.cache"
+    def relative(self, family: str, key: str) -> tuple[Path, EngineRecord] | None:
+        """An engine of `family` other than `key` into which weights can be put."""
+        for path in sorted(self.root.glob("*/engine.json")):
+            if path.parent.name == key:
+                continue
+            found = self.find(path.parent.name)
+            if found is not None and found[1].family == family and found[1].refittable:
+                return found
+        return None
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """Timings of kernels on one kind of GPU, kept between builds; a damaged file is removed and counts as none."""
+
+    path: Path
+
+    def read(self) -> bytes | None:
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            return None
+        digest, timings = content[:_DIGEST], content[_DIGEST:]
+        if hashlib.sha256(timings).digest() == digest:
+            return timings
+        self.path.unlink(missing_ok=True)
+        return None
+
+    def write(self, timings: bytes) -> None:
+        """Of builds that end at once the last one's timings stay."""
+        partial = self.path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(hashlib.sha256(timings).digest() + timings)
+        partial.replace(self.path)

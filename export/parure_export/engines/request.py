@@ -44,6 +44,7 @@ class BuildRequest(Frozen):
 
     component: str
     graph_sha256: Sha256 = Field(description="of the graph and the file of its weights")
+    structure_sha256: Sha256 = Field(description="of the graph without the values of its weights")
     flavor: Flavor
     flavor_version: str
     capability: Capability | None
@@ -55,3 +56,8 @@ class BuildRequest(Frozen):
     def key(self) -> str:
         """The engine's name in the cache: a change of anything that it depends on is another one."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def family(self) -> str:
+        """The same for engines that differ in nothing but the values of their weights."""
+        return hashlib.sha256(self.model_dump_json(exclude={"graph_sha256"}).encode()).hexdigest()

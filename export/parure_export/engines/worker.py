@@ -6,7 +6,7 @@ own, and a builder that is stopped leaves nothing behind. What happens is said i
 
 from __future__ import annotations
 
-import importlib
+import io
 import json
 import os
 import resource
@@ -16,8 +16,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
+from parure.engine import EngineRecord
+from parure.errors import EngineError, InputError
 from parure.manifest import Frozen
+from parure.tensorrt_engine import Log, import_tensorrt, open_engine, refit
 from parure_export.engines.attention import decompose_unfused
+from parure_export.engines.cache import TimingCache
 from parure_export.engines.request import BuildRequest
 from parure_export.engines.targets import Flavor
 
@@ -25,22 +29,26 @@ _messages: TextIO = sys.stdout
 
 
 class Job(Frozen):
-    """`shapes`: input name -> shape without the batch."""
+    """`shapes`: input name -> shape without the batch; `relative`: a plan to put the weights into, instead of building.
+
+    `inspect`: the GPU that the plan is for is here, so that the finished plan can be opened and looked at.
+    """
 
     request: BuildRequest
     graph: Path
     plan: Path
     shapes: dict[str, tuple[int, ...]]
     timing_cache: Path | None
+    relative: Path | None = None
+    inspect: bool = False
 
 
 def main() -> None:
     _keep_stdout_for_messages()
     job = Job.model_validate_json(sys.stdin.read())
-    if job.request.flavor is Flavor.TENSORRT_RTX:
-        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
+    import_tensorrt(job.request.flavor)
     try:
-        say("done", **build(job))
+        say("done", **(refitted(job) or build(job)))
     except MemoryError:
         say("failed", kind="memory", message="out of memory", peak_bytes=peak_bytes())
     except OSError as error:
@@ -62,33 +70,72 @@ def build(job: Job) -> dict[str, Any]:
     polygraphy.logger.G_LOGGER.module_severity = {"": polygraphy.logger.G_LOGGER.CRITICAL}
     since = time.perf_counter()
     graph = decompose_unfused(job.graph, job.plan.with_suffix(".onnx"))
-    errors = ErrorLog(job.request.flavor)
+    log, monitor = _listeners(job.request.flavor)
     try:
         builder, network, _parser = network_from_onnx_path(str(graph), strongly_typed=_strongly_typed(job))
         profile = Profile()
         batches = job.request.profile
         for name, shape in job.shapes.items():
             profile.add(name, *((batch, *shape) for batch in (batches.min, batches.opt, batches.max)))
-        config = _config(job, profile, errors.monitor)(builder, network)
+        config = _config(job, profile, monitor)(builder, network)
         plan = builder.build_serialized_network(network, config)
     except PolygraphyException as error:
-        raise BuildFailed(errors.text or str(error).strip().splitlines()[-1]) from error
+        raise BuildFailed(log.text or str(error).strip().splitlines()[-1]) from error
     if plan is None:
-        raise BuildFailed(errors.text or "the builder gave no reason")
-    try:
-        job.plan.write_bytes(plan)
-    except OSError as error:
-        raise OSError(f"{error.strerror}, {plan.nbytes / 1e6:.1f} MB were needed for the plan") from error
-    if job.timing_cache is not None and (cache := config.get_timing_cache()) is not None:
-        partial = job.timing_cache.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(cache.serialize())
-        partial.replace(job.timing_cache)
+        raise BuildFailed(log.text or "the builder gave no reason")
+    _write(job.plan, plan)
+    if job.timing_cache is not None and (timings := config.get_timing_cache()) is not None:
+        TimingCache(job.timing_cache).write(bytes(timings.serialize()))
     return {
         "layers": layer_summary(network),
         "types": type_summary(network),
+        "inspected": inspect(job) if job.inspect else None,
         "build_seconds": round(time.perf_counter() - since, 2),
         "peak_bytes": peak_bytes(),
     }
+
+
+def refitted(job: Job) -> dict[str, Any] | None:
+    """The plan made of its relative and this graph's weights; None, and the reason said, where that cannot be."""
+    if job.relative is None:
+        return None
+    since = time.perf_counter()
+    relative = EngineRecord.model_validate_json(job.relative.with_suffix(".json").read_bytes())
+    try:
+        trt = import_tensorrt(job.request.flavor)
+        engine = open_engine(trt, job.relative)
+        refit(trt, engine, decompose_unfused(job.graph, job.plan.with_suffix(".onnx")))
+        settings = engine.create_serialization_config()
+        settings.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+        _write(job.plan, engine.serialize_with_config(settings))
+    except (EngineError, InputError) as error:
+        say("note", message=f"its weights cannot be refitted, so it is built anew: {error}")
+        return None
+    say("note", message="refitted: the weights were put into an engine that was built before")
+    return {
+        "layers": relative.layers,
+        "types": relative.types,
+        "inspected": relative.inspected,
+        "refitted_from": relative.key,
+        "build_seconds": round(time.perf_counter() - since, 2),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def inspect(job: Job) -> dict[str, int]:
+    """Layers of the finished plan by type, as the inspector tells."""
+    trt = import_tensorrt(job.request.flavor)
+    engine = open_engine(trt, job.plan)
+    told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    kinds = (layer.get("LayerType", "unnamed") if isinstance(layer, dict) else "unnamed" for layer in told["Layers"])
+    return dict(Counter(kinds).most_common())
+
+
+def _write(path: Path, plan: Any) -> None:
+    try:
+        path.write_bytes(plan)
+    except OSError as error:
+        raise OSError(f"{error.strerror}, {memoryview(plan).nbytes / 1e6:.1f} MB were needed for the plan") from error
 
 
 def _strongly_typed(job: Job) -> bool | None:
@@ -105,9 +152,10 @@ def _config(job: Job, profile: Any, monitor: Any) -> Any:
         "refittable": options.refittable or options.strip or None,
         "strip_plan": options.strip or None,
         "weight_streaming": options.weight_streaming or None,
+        "profiling_verbosity": import_tensorrt(job.request.flavor).ProfilingVerbosity.DETAILED,
     }
     if options.workspace is not None:
-        pool = _tensorrt(job.request.flavor).MemoryPoolType.WORKSPACE
+        pool = import_tensorrt(job.request.flavor).MemoryPoolType.WORKSPACE
         settings["memory_pool_limits"] = {pool: options.workspace}
     if job.request.flavor is Flavor.TENSORRT_RTX:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -116,59 +164,39 @@ def _config(job: Job, profile: Any, monitor: Any) -> Any:
         return CreateConfigRTX(compute_capabilities=None if capability is None else [capability], **settings)
     from polygraphy.backend.trt import CreateConfig
 
-    if job.timing_cache is not None and job.timing_cache.exists():
-        settings["load_timing_cache"] = str(job.timing_cache)
+    timings = None if job.timing_cache is None else TimingCache(job.timing_cache).read()
+    if timings is not None:
+        settings["load_timing_cache"] = io.BytesIO(timings)
     return CreateConfig(**settings)
 
 
-def _tensorrt(flavor: Flavor) -> Any:
-    return importlib.import_module("tensorrt_rtx" if flavor is Flavor.TENSORRT_RTX else "tensorrt")
+def _listeners(flavor: Flavor) -> tuple[Log, Any]:
+    """The errors that TensorRT logs, through polygraphy as well, and a monitor that says how far it is."""
+    from polygraphy.backend.trt import util
 
+    trt: Any = import_tensorrt(flavor)
 
-class ErrorLog:
-    """The errors that TensorRT logged, and a monitor that says how far it is."""
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
 
-    def __init__(self, flavor: Flavor) -> None:
-        from polygraphy.backend.trt import util
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
+                say("progress", phase=phase_name, step=0, steps=num_steps)
 
-        trt: Any = _tensorrt(flavor)
-        self.messages: list[str] = []
-        log = self
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                say("progress", phase=phase_name, step=step + 1, steps=self.steps[phase_name])
+            return True
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
 
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and "---" not in message:
-                    log.messages.append(" ".join(message.split()))
-
-        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
-                self.steps: dict[str, int] = {}
-
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                if parent_phase is None:
-                    self.steps[phase_name] = num_steps
-                    say("progress", phase=phase_name, step=0, steps=num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                if phase_name in self.steps:
-                    say("progress", phase=phase_name, step=step + 1, steps=self.steps[phase_name])
-                return True
-
-            def phase_finish(self, phase_name: str) -> None:
-                self.steps.pop(phase_name, None)
-
-        self.logger = Logger()
-        self.monitor = Monitor()
-        util.get_trt_logger = lambda: self.logger
-
-    @property
-    def text(self) -> str:
-        """The first errors: the node that was looked at, and what was wrong with it."""
-        return " ".join(self.messages[:3])[:800]
+    log = Log(trt)
+    util.get_trt_logger = lambda: log.adapter
+    return log, Monitor()
 
 
 def layer_summary(network: Any) -> dict[str, int]:

@@ -68,6 +68,7 @@ def command(
         for built in build_engines(
             opened, resolve(target, chosen), chosen, profiles,
             options=options, cache=EngineCache(cache_folder or default_cache()), components=components, watch=watch,
+            tell=console.log,
         ):  # fmt: skip
             record = built.record
             counts = Counter[str]()

@@ -14,19 +14,21 @@ import onnx_ir as ir
 import onnxruntime as ort
 import psutil
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from parure.bundle import Bundle
 from parure.cli import main
-from parure.engine import EngineRecord, open_record, plans, verify_plan
+from parure.engine import EngineRecord, graph_hash, open_record, plans, verify_plan
 from parure.errors import BundleError, ExportError, InputError
+from parure.host import gpus
 from parure.manifest import Precision
 from parure_export.engines import build as build_module
 from parure_export.engines import targets
 from parure_export.engines.attention import decompose_unfused
 from parure_export.engines.build import Built, build_engines
-from parure_export.engines.cache import EngineCache
+from parure_export.engines.cache import EngineCache, TimingCache
 from parure_export.engines.request import BuildRequest, Options, Profile
+from parure_export.engines.structure import structure_hash
 from parure_export.engines.targets import Flavor, Target, resolve
 
 A100 = Target("a100", (8, 0))
@@ -66,7 +68,7 @@ def test_every_component_becomes_an_engine_and_the_second_time_none_is_built(
 
 def test_a_change_of_anything_that_an_engine_depends_on_is_another_engine() -> None:
     request = BuildRequest(
-        component="unet", graph_sha256="0" * 64, flavor=RTX, flavor_version="1.7", capability=(8, 0), profile=ONE,
+        component="unet", graph_sha256="0" * 64, structure_sha256="0" * 64, flavor=RTX, flavor_version="1.7", capability=(8, 0), profile=ONE,
         options=Options(),
     )  # fmt: skip
     changes = [
@@ -209,6 +211,73 @@ def test_what_tensorrt_says_of_a_graph_it_cannot_build_is_passed_on(bundle: Bund
     with pytest.raises(ExportError, match=r"TensorRT cannot build mask_head 1: .*Frobnicate"):
         build(bundle, cache, "mask_head")
     assert not plans(bundle.root)
+
+
+def test_a_graph_of_an_opset_that_the_parser_does_not_know_is_said(bundle: Bundle, cache: EngineCache) -> None:
+    graph = onnx.load(bundle.graph("mask_head"))
+    next(opset for opset in graph.opset_import if not opset.domain).version = 99
+    onnx.save(graph, bundle.graph("mask_head"))
+    with pytest.raises(ExportError, match=r"TensorRT cannot build mask_head 1: .*opset"):
+        build(bundle, cache, "mask_head")
+    assert not plans(bundle.root)
+
+
+def test_weights_are_refitted_into_a_relative_or_it_is_said_why_not(
+    bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a GPU's driver can open a plan: without one the refit is tried, and its failure said."""
+    monkeypatch.setattr(build_module, "local_capability", lambda: (8, 0))
+    monkeypatch.setattr(build_module, "_check_options", lambda flavor, options: None)
+    (other,) = build(bundle, cache, "mask_head")
+    refittable = Options(refittable=True)
+    request = request_of(bundle, "mask_head", refittable)
+    entry = cache.root / other.record.key / "engine.json"
+    entry.write_text(other.record.model_copy(update={"family": request.family, "refittable": True}).model_dump_json())
+
+    said: list[str] = []
+    building = build_engines(
+        bundle, A100, RTX, [ONE], options=refittable, cache=cache, components=["mask_head"], tell=said.append
+    )
+    if gpus():
+        (built,) = building
+        assert built.record.refitted_from == other.record.key
+    else:
+        with pytest.raises(ExportError, match="TensorRT cannot build mask_head 1"):  # it asks the driver here, too
+            list(building)
+        assert len(said) == 1
+        assert said[0].startswith("mask_head 1: its weights cannot be refitted, so it is built anew: TensorRT cannot")
+
+
+def request_of(bundle: Bundle, component: str, options: Options) -> BuildRequest:
+    return BuildRequest(
+        component=component, graph_sha256=graph_hash(bundle, component),
+        structure_sha256=structure_hash(bundle.graph(component)), flavor=RTX,
+        flavor_version=build_module.installed_version(RTX), capability=A100.capability, profile=ONE, options=options,
+    )  # fmt: skip
+
+
+def test_engines_of_one_family_differ_in_the_values_of_weights_only(bundle: Bundle) -> None:
+    path = bundle.graph("mask_head")
+    before = request_of(bundle, "mask_head", Options())
+    tuned = onnx.load(path)
+    weight = next(t for t in tuned.graph.initializer if t.data_type == TensorProto.FLOAT)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
+    onnx.save(tuned, path)
+    assert structure_hash(path) == before.structure_sha256
+    assert before.model_copy(update={"graph_sha256": "0" * 64}).family == before.family
+    weight.CopyFrom(numpy_helper.from_array(np.zeros(3, np.float32), weight.name))
+    onnx.save(tuned, path)
+    assert structure_hash(path) != before.structure_sha256
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"x" + content, lambda content: b""])
+def test_a_damaged_timing_cache_is_removed_and_counts_as_none(harm: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    timings = TimingCache(tmp_path / "timing-sm80.cache")
+    assert timings.read() is None
+    timings.write(b"measured")
+    assert timings.read() == b"measured"
+    timings.path.write_bytes(harm(timings.path.read_bytes()))
+    assert timings.read() is None and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

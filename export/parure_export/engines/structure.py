@@ -1,0 +1,23 @@
+"""What an engine depends on beside the values of weights: the graph with its weights left out."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+
+_WEIGHTS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def structure_hash(graph: Path) -> str:
+    """The same for two graphs of one architecture and precision; names, types and shapes of weights count.
+
+    Whole numbers keep their values: they are shapes and axes, not weights.
+    """
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _WEIGHTS:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+    del model.metadata_props[:]
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
