@@ -13,7 +13,7 @@ from parure.bundle import Bundle, sha256_of
 from parure.engine import PLAN_SUFFIX, BatchRange, EngineRecord, graph_hash
 from parure.errors import BundleError, InputError
 from parure.executor import Array, Arrays
-from parure.host import Gpu, gpus, installed
+from parure.host import Gpu, installed
 from parure.tensorrt_executor import TensorRtExecutor, route
 
 A100 = Gpu("A100", (8, 0), "580.12", 80 * 2**30)
@@ -121,22 +121,3 @@ def test_a_machine_without_a_gpu_is_told_so(bundle: Bundle, monkeypatch: pytest.
     monkeypatch.setattr("parure.tensorrt_executor.gpus", list)
     with pytest.raises(InputError, match="needs a GPU, and this machine has none"):
         TensorRtExecutor(bundle)
-
-
-@pytest.mark.skipif(not gpus(), reason="running an engine needs a GPU, and this machine has none")
-def test_the_loop_on_engines_is_the_loop_on_graphs(tiny_bundle: Path, tmp_path: Path) -> None:
-    import parure
-    from parure_export.engines.build import build_engines
-    from parure_export.engines.cache import EngineCache
-    from parure_export.engines.request import Options, Profile
-    from parure_export.engines.targets import Flavor, resolve
-
-    shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    bundle = Bundle.open(tmp_path / "bundle")
-    flavor, profiles = Flavor.TENSORRT_RTX, [Profile(min=1, opt=1, max=1)]
-    target, cache = resolve("local", flavor), EngineCache(tmp_path / "cache")
-    list(build_engines(bundle, target, flavor, profiles, options=Options(), cache=cache))
-    photo = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
-    with parure.open(bundle.root, backend="tensorrt") as engines, parure.open(bundle.root) as graphs:
-        a, b = (t(photo, photo, (30, 40, 70, 75), steps=3).latents for t in (engines, graphs))
-    assert np.abs(a - b).max() <= 1e-2 * np.abs(b).max()

@@ -134,7 +134,7 @@ def _build(
             inspect=_is_here(target) and not request.options.strip,
         )
         engine = f"{component.name} {request.profile}"
-        done = _work(job, engine, watch, tell)
+        done = run_worker(job, engine, watch, tell)
         record = EngineRecord(
             component=component.name,
             target=target.name,
@@ -159,7 +159,12 @@ def _build(
         return cache.keep(plan, record), record
 
 
-def _work(job: Job, engine: str, watch: Watch, tell: Tell) -> dict[str, Any]:
+def run_worker(
+    job: Job,
+    engine: str,
+    watch: Watch = lambda engine, phase, step, steps: None,
+    tell: Tell = lambda message: None,
+) -> dict[str, Any]:
     """Run the worker; its last word is the result. Leaving this function early ends it."""
     command = [sys.executable, "-m", "parure_export.engines.worker"]
     pipe = subprocess.PIPE

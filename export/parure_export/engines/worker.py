@@ -122,10 +122,14 @@ def refitted(job: Job) -> dict[str, Any] | None:
     }
 
 
-def inspect(job: Job) -> dict[str, int]:
-    """Layers of the finished plan by type, as the inspector tells."""
+def inspect(job: Job) -> dict[str, int] | None:
+    """Layers of the finished plan by type, as the inspector tells; None, and the reason said, where it cannot."""
     trt = import_tensorrt(job.request.flavor)
-    engine = open_engine(trt, job.plan)
+    try:
+        engine = open_engine(trt, job.plan)
+    except EngineError as error:
+        say("note", message=f"it is built, but cannot be inspected here: {error}")
+        return None
     told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
     kinds = (layer.get("LayerType", "unnamed") if isinstance(layer, dict) else "unnamed" for layer in told["Layers"])
     return dict(Counter(kinds).most_common())

@@ -62,7 +62,7 @@ def test_every_component_becomes_an_engine_and_the_second_time_none_is_built(
         record = verify_plan(built.plan, bundle)
         assert record == built.record and record.compute_capability == (8, 0) and record.batches.static
         assert record.plan_bytes == built.plan.stat().st_size and record.peak_bytes > 50e6 and record.layers
-    monkeypatch.setattr(build_module, "_work", None)  # whoever builds now fails
+    monkeypatch.setattr(build_module, "run_worker", None)  # whoever builds now fails
     assert all(b.from_cache for b in build(bundle, cache))
 
 
@@ -217,12 +217,13 @@ def test_a_graph_of_an_opset_that_the_parser_does_not_know_is_said(bundle: Bundl
     graph = onnx.load(bundle.graph("mask_head"))
     next(opset for opset in graph.opset_import if not opset.domain).version = 99
     onnx.save(graph, bundle.graph("mask_head"))
-    with pytest.raises(ExportError, match=r"TensorRT cannot build mask_head 1: .*opset"):
+    with pytest.raises(ExportError, match=r"mask_head\.onnx is of ONNX opset 99, TensorRT's parser knows .* up to 24"):
         build(bundle, cache, "mask_head")
     assert not plans(bundle.root)
 
 
-def test_weights_are_refitted_into_a_relative_or_it_is_said_why_not(
+@pytest.mark.skipif(bool(gpus()), reason="on a GPU the refit succeeds: tests/end_to_end/test_gpu.py shows that")
+def test_a_refit_that_cannot_be_is_said_before_the_engine_is_built_anew(
     bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a GPU's driver can open a plan: without one the refit is tried, and its failure said."""
@@ -238,14 +239,10 @@ def test_weights_are_refitted_into_a_relative_or_it_is_said_why_not(
     building = build_engines(
         bundle, A100, RTX, [ONE], options=refittable, cache=cache, components=["mask_head"], tell=said.append
     )
-    if gpus():
-        (built,) = building
-        assert built.record.refitted_from == other.record.key
-    else:
-        with pytest.raises(ExportError, match="TensorRT cannot build mask_head 1"):  # it asks the driver here, too
-            list(building)
-        assert len(said) == 1
-        assert said[0].startswith("mask_head 1: its weights cannot be refitted, so it is built anew: TensorRT cannot")
+    with pytest.raises(ExportError, match="TensorRT cannot build mask_head 1"):  # it asks the driver here, too
+        list(building)
+    assert len(said) == 1
+    assert said[0].startswith("mask_head 1: its weights cannot be refitted, so it is built anew: TensorRT cannot open")
 
 
 def request_of(bundle: Bundle, component: str, options: Options) -> BuildRequest:
