@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -37,8 +36,7 @@ def main(checkpoint: Path, out: Path) -> None:
     out.mkdir(parents=True)
     modules = [module]
     del module
-    with tempfile.TemporaryDirectory(dir=out) as work:
-        graph = write_graph("unet", modules.pop(), [call], out, Path(work), Precision.FP16, 1)
+    graph = write_graph("unet", modules.pop(), [call], out, Precision.FP16, 1)
     print(f"{graph.component.parameters / 1e6:.0f} M parameters, {len(graph.kept)} nodes in fp32")
 
 

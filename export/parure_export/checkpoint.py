@@ -6,13 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
+import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from pydantic import ValidationError
+from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
 
 from parure.errors import CheckpointError
@@ -32,6 +35,8 @@ FOLDERS = {
     "image_encoder": CLIPVisionModelWithProjection,
 }
 INDEX = "model_index.json"
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_DTYPE_ARGUMENT = {"diffusers": "torch_dtype", "transformers": "dtype", "parure_export": "torch_dtype"}
 
 
 class PipelineConfig(Frozen):
@@ -51,7 +56,7 @@ class PipelineConfig(Frozen):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory, every module in evaluation mode and float32."""
+    """A checkpoint in memory, every module in evaluation mode and of the type that it is stored in."""
 
     modules: RawModules
     pipeline: PipelineConfig
@@ -179,7 +184,11 @@ def _load(folder: Path, name: str) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         module, report = FOLDERS[name].from_pretrained(
-            folder / name, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder / name,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{_DTYPE_ARGUMENT[FOLDERS[name].__module__.split(".")[0]]: _stored_dtype(folder / name)},
         )
     except Exception as error:
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -190,7 +199,17 @@ def _load(folder: Path, name: str) -> Any:
         raise CheckpointError(
             f"component {name}: {len(missing)} weights are missing in {folder / name}, the first is {missing[0]}"
         )
-    return module.float().eval()
+    return module.eval()
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The type of the weights in `folder`, the widest where they differ."""
+    found: set[torch.dtype] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            kinds = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+        found |= {_DTYPES[kind] for kind in kinds if kind in _DTYPES}
+    return reduce(torch.promote_types, found) if found else torch.float32
 
 
 def _check_fit(folder: Path, m: RawModules) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from parure.manifest import FeatureLayout, Frozen
 from parure_export.export import Exportable, from_checkpoint
+from parure_export.model.storage import in_float32
 from parure_export.onnx_export import INPUTS, count_flops
 
 
@@ -71,7 +72,7 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
 
 def _shapes(model: Exportable) -> dict[str, tuple[int, ...]]:
     """Every input's shape, without the batch."""
-    with torch.no_grad():
+    with torch.no_grad(), in_float32(model.components.image_encoder):
         tokens = model.components.image_encoder(_zeros((3, model.pixels, model.pixels)))
     side, length = model.latent_size, model.components.layout.length
     latents = (model.latent_channels, side, side)

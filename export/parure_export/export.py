@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parure.bundle import Bundle, sha256_of
@@ -33,6 +31,7 @@ from parure_export.evidence import EVIDENCE, save_evidence
 from parure_export.graphs import EMULATED, Graph, write_graphs
 from parure_export.model import Components
 from parure_export.model.features import Form
+from parure_export.onnx_export import Call
 from parure_export.parity import Capture, capture, check_same_loop, measure_parity
 from parure_export.reference_loop import reference_loop
 from parure_export.samples import SampleShape, sample_inputs
@@ -108,8 +107,7 @@ def export_bundle(
         draft = _draft(model, specs, captured, precision, max_batch)
         modules = dict(model.components.items())
         del model  # so that every module's memory is free once its graph is written
-        with tempfile.TemporaryDirectory(prefix="work-", dir=stage) as work:
-            graphs = write_graphs(modules, captured, stage / "onnx", Path(work), precision, max_batch, progress)
+        graphs = write_graphs(modules, captured, stage / "onnx", precision, max_batch, progress)
         manifest = draft.model_copy(update={"components": tuple(graph.component for graph in graphs.values())})
         judged = {name: graph.judged for name, graph in graphs.items()}
         parity = measure_parity(manifest, judged, captured, inputs, table, progress)
@@ -180,7 +178,7 @@ def _draft(
         max_batch=max_batch,
         components=(),
         features=model.components.layout,
-        geometry=_geometry(model),
+        geometry=_geometry(model, captured),
         image_encoder=ImageEncoderSpec(size=model.pixels, mean=model.pipeline.pixel_mean, std=model.pipeline.pixel_std),
         loop=LoopSpec(
             default_steps=model.pipeline.default_steps,
@@ -246,22 +244,22 @@ def _seal(manifest: Manifest, stage: Path) -> None:
     _write_json(stage / MANIFEST_NAME, sealed.model_dump(mode="json"))
 
 
-def _geometry(model: Exportable) -> Geometry:
+def _geometry(model: Exportable, captured: Capture) -> Geometry:
     return Geometry(
         size=model.pipeline.crop_size,
         latent_size=model.latent_size,
         latent_channels=model.latent_channels,
         enlarge=model.pipeline.crop_enlarge,
         compose=model.pipeline.compose,
-        preview=_fit_preview(model.components.vae_encoder, sample_inputs(model.shape, 4).ornament, model.latent_size),
+        preview=_fit_preview(captured.calls["vae_encoder"], model.latent_size),
         feather=model.pipeline.feather,
     )
 
 
-def _fit_preview(encoder: nn.Module, images: Tensor, latent_size: int) -> tuple[tuple[float, float, float], ...]:
-    """The affine map from latents to colours in -1..1 that fits these pictures best: [channels + 1, 3]."""
-    with torch.no_grad():
-        latents = encoder(images).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+def _fit_preview(encoded: Sequence[Call], latent_size: int) -> tuple[tuple[float, float, float], ...]:
+    """The affine map from latents to colours in -1..1 that fits the encoded pictures best: [channels + 1, 3]."""
+    images = torch.cat([call.inputs[0] for call in encoded])
+    latents = torch.cat([call.output for call in encoded]).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
     colours = F.adaptive_avg_pool2d(images, latent_size).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
     design = np.concatenate([latents, np.ones((len(latents), 1))], axis=1)
     fitted = np.linalg.lstsq(design, colours, rcond=None)[0]

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from torch import nn
 
 from parure.manifest import Component, Precision, TensorSpec
 from parure_export.graph_report import GraphReport, report_graph
-from parure_export.onnx_export import Call, export_component, session_inputs
-from parure_export.parity import Capture
+from parure_export.onnx_export import Call, save_graph, session_inputs, trace_component
+from parure_export.parity import Capture, distinct
 from parure_export.precision import HALF_PRECISION, Kept, choose, convert, emulate, record_ranges
 
 Say = Callable[[str], None]
@@ -39,7 +38,6 @@ def write_graphs(
     modules: dict[str, nn.Module],
     captured: Capture,
     folder: Path,
-    work: Path,
     precision: Precision,
     max_batch: int,
     say: Say,
@@ -48,49 +46,45 @@ def write_graphs(
     graphs = {}
     for name in list(modules):
         say(f"exporting {name}")
-        graphs[name] = write_graph(name, modules.pop(name), captured.calls[name], folder, work, precision, max_batch)
+        graphs[name] = write_graph(name, modules.pop(name), captured.calls[name], folder, precision, max_batch)
     return graphs
 
 
 def write_graph(
-    name: str, module: nn.Module, calls: Sequence[Call], folder: Path, work: Path, precision: Precision, max_batch: int
+    name: str, module: nn.Module, calls: Sequence[Call], folder: Path, precision: Precision, max_batch: int
 ) -> Graph:
-    """Write `folder`/<name>.onnx; `work` is for what is only needed until parity has been measured."""
+    """Write `folder`/<name>.onnx and, for 16 bits, the graph that parity is measured on beside it."""
     path = folder / f"{name}.onnx"
-    if precision is Precision.FP32:
-        exact = export_component(name, module, calls[0], folder, max_batch)
-        return Graph(exact.component, path, [], report_graph(path, exact.traced))
-    exact = export_component(name, module, calls[0], work, max_batch)
+    traced = trace_component(name, module, calls[0], max_batch)
     del module
-    kept, inputs, outputs = _lower(work / path.name, path, name, calls, precision)
-    for spent in work.glob(f"{path.name}*"):
-        spent.unlink()
-    component = exact.component.model_copy(
-        update={"graph": f"{folder.name}/{path.name}", "inputs": inputs, "outputs": outputs}
-    )
+    model, kept, component = traced.model, list[Kept](), traced.component
+    if precision is not Precision.FP32:
+        kept = _lower(model, name, calls, precision)
+        inputs, outputs = (tuple(_spec(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
+        component = component.model_copy(update={"inputs": inputs, "outputs": outputs})
+    save_graph(model, path)
+    del model
+    traced.forget_weights()
+    report = report_graph(path, traced.nodes)
+    if precision is Precision.FP32:
+        return Graph(component, path, kept, report)
     judged = folder / f"{EMULATED}{path.name}"  # beside the graph, whose weights it shares
     model = ir.load(path)
     emulate(model, HALF_PRECISION[precision])
     ir.save(model, judged)
-    return Graph(component, judged, kept, report_graph(path, exact.traced))
+    return Graph(component, judged, kept, report)
 
 
-def _lower(
-    source: Path, target: Path, name: str, calls: Sequence[Call], precision: Precision
-) -> tuple[list[Kept], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Convert one fp32 graph; returns what was kept and the tensors that the new graph takes and gives."""
+def _lower(model: ir.Model, name: str, calls: Sequence[Call], precision: Precision) -> list[Kept]:
+    """Convert one fp32 graph in place; returns the nodes that were kept."""
     low = HALF_PRECISION[precision]
-    ranges = record_ranges(source, (session_inputs(name, call) for call in calls))
-    model = ir.load(source)
+    ranges = record_ranges(model, (session_inputs(name, call) for call in distinct(calls)))
     kept = choose(model.graph, ranges, low)
-    tensors = [*model.graph.inputs, *model.graph.outputs]
     nodes = {node.node for node in kept}
+    tensors = [*model.graph.inputs, *model.graph.outputs]
     wide = {f"{v.name}" for v in tensors if low is not ir.DataType.FLOAT16 or _stays_wide(v, nodes)}
     convert(model, nodes, low, wide)
-    ir.save(model, target, external_data=f"{target.name}.data" if _external(source) else None)
-    onnx.checker.check_model(str(target), full_check=not _external(source))
-    inputs, outputs = ([_spec(v) for v in values] for values in (model.graph.inputs, model.graph.outputs))
-    return kept, tuple(inputs), tuple(outputs)
+    return kept
 
 
 def _stays_wide(value: ir.Value, kept: set[str]) -> bool:
@@ -99,10 +93,6 @@ def _stays_wide(value: ir.Value, kept: set[str]) -> bool:
     if producer is not None:
         return producer.name in kept
     return all(use.node.name in kept for use in value.uses())
-
-
-def _external(graph: Path) -> bool:
-    return graph.with_name(f"{graph.name}.data").exists()
 
 
 def _spec(value: ir.Value) -> TensorSpec:

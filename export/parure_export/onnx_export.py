@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from parure.errors import ExportError
 from parure.manifest import Component, TensorSpec
 from parure_export.graph_flops import graph_flops
+from parure_export.model.storage import in_float32
 
+FOLDER = "onnx"  # of the graphs in a bundle
 OPSET = 23  # has `Attention` and `GroupNormalization`, which engines fuse
 INLINE_BYTES = 1_500_000_000  # protobuf stops at 2 GB; beyond this, weights go into a file of their own
 
@@ -62,22 +64,30 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A component's graph on disk; `traced` counts the nodes, by operator, before the graph was simplified."""
+class Traced:
+    """A component's graph in memory; `weights` are those of the module, `nodes` counts them, by operator, as traced."""
 
     component: Component
-    traced: Mapping[str, int]
+    model: ir.Model
+    weights: Sequence[ir.Value]
+    nodes: Mapping[str, int]
+
+    def forget_weights(self) -> None:
+        """The exporter's caches keep its graph alive: without its weights that costs little."""
+        for value in (*self.weights, *self.model.graph.initializers.values()):
+            value.const_value = None
+        gc.collect()
 
 
-def export_component(name: str, module: nn.Module, call: Call, folder: Path, max_batch: int) -> Exported:
-    """Write `folder`/<name>.onnx for batches of 1 to `max_batch`; raises `ExportError` with the exporter's reason.
+def trace_component(name: str, module: nn.Module, call: Call, max_batch: int) -> Traced:
+    """The graph of `module` for batches of 1 to `max_batch`; raises `ExportError` with the exporter's reason.
 
-    `call` gives the tensors to trace with. The exporter traces at batch 2: a batch of one would be specialised.
+    `call` gives the tensors to trace with. `module` becomes fp32, whatever it was stored as. The exporter traces at
+    batch 2: a batch of one would be specialised.
     """
-    path = folder / f"{name}.onnx"
     arguments = {key: _two(value) for key, value in zip(INPUTS[name], call.inputs, strict=True)}
     batch = torch.export.Dim("batch", min=1, max=max(2, max_batch))
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    module.float()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -92,28 +102,58 @@ def export_component(name: str, module: nn.Module, call: Call, folder: Path, max
                 verbose=False,
             )
             assert program is not None
-            traced = Counter(node.op_type for node in program.model.graph)
+            nodes = Counter(node.op_type for node in program.model.graph)
             program.optimize()
-            program.save(str(path), external_data=size > INLINE_BYTES)
-        onnx.checker.check_model(str(path), full_check=size <= INLINE_BYTES)
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ExportError(f"component {name} cannot be exported to ONNX: {reason[0] if reason else error!r}") from error
+        raise _failure(name, error) from error
+    model: ir.Model = program.model
+    _strip(model)
     component = Component(
         name=name,
-        graph=f"{folder.name}/{path.name}",
+        graph=f"{FOLDER}/{name}.onnx",
         inputs=tuple(_spec(key, value) for key, value in arguments.items()),
         outputs=(_spec(OUTPUTS[name], call.output),),
-        parameters=_parameters(path),
-        flops=graph_flops(ir.load(path).graph),
+        parameters=sum(v.const_value.size for v in model.graph.initializers.values() if _is_weight(v)),
+        flops=graph_flops(model.graph),
     )
-    return Exported(component, traced)
+    return Traced(component, model, list(model.graph.initializers.values()), nodes)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`, checked, large weights into a file of their own; raises `ExportError`."""
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = size > INLINE_BYTES
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+        onnx.checker.check_model(str(path), full_check=not external)
+    except OSError:
+        raise
+    except Exception as error:
+        raise _failure(path.stem, error) from error
+
+
+def _failure(name: str, error: Exception) -> ExportError:
+    reason = str(error).strip().splitlines()
+    return ExportError(f"component {name} cannot be exported to ONNX: {reason[0] if reason else error!r}")
+
+
+def _strip(model: ir.Model) -> None:
+    """Take out what tracing noted of the code: files and lines of the machine that exported."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    for thing in (model, graph, *graph, *values):
+        thing.metadata_props.clear()
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Floating-point operations of one call (two per multiply-add), counted without computing anything."""
     counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), counter:
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with in_float32(module), fakes as fake, torch.no_grad(), counter:
         module(*(fake.from_tensor(value) for value in inputs))
     return int(counter.get_total_flops())
 
@@ -136,13 +176,6 @@ def _two(value: Tensor) -> Tensor:
 
 def _spec(name: str, value: Tensor) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=tuple(value.shape[1:]))
-
-
-def _parameters(path: Path) -> int:
-    """Elements of the graph's weights; what tracing found unused is not among them."""
-    model = onnx.load(str(path), load_external_data=False)
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    return int(sum(np.prod(t.dims, dtype=np.int64) for t in model.graph.initializer if t.data_type in floats))
 
 
 class _quiet:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from parure_export.model import Components
+from parure_export.model.storage import in_float32
 from parure_export.solver_grid import set_run
 
 
@@ -62,7 +63,9 @@ def reference_loop(
     """
 
     def run(name: str, *arguments: Tensor) -> Tensor:
-        output: Tensor = getattr(components, name)(*arguments)
+        module = getattr(components, name)
+        with in_float32(module):
+            output: Tensor = module(*arguments)
         observe(name, arguments, output)
         return output
 
@@ -92,6 +95,6 @@ def reference_loop(
 
 def decode(components: Components, latents: Tensor) -> Tensor:
     """latents [B, 4, s, s] -> pictures [B, 3, S, S], about -1..1."""
-    with torch.no_grad():
+    with torch.no_grad(), in_float32(components.vae_decoder):
         picture: Tensor = components.vae_decoder(latents)
     return picture

@@ -60,14 +60,14 @@ def run(path: Path, x: np.ndarray) -> list[np.ndarray]:
 
 
 def test_ranges_are_the_largest_magnitudes_over_all_calls_and_weights(tmp_path: Path) -> None:
-    ranges = record_ranges(small_graph(tmp_path / "g.onnx", 10), [{"x": X}, {"x": X * 2}])
+    ranges = record_ranges(ir.load(small_graph(tmp_path / "g.onnx", 10)), [{"x": X}, {"x": X * 2}])
     expected = {"x": 4.0, "W": 3.0, "h": 12.0, "factor": 10.0, "s": 120.0}
     assert {name: ranges.largest[name] for name in expected} == pytest.approx(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
 
 
 def test_a_value_that_is_not_finite_is_beyond_every_limit(tmp_path: Path) -> None:
-    ranges = record_ranges(small_graph(tmp_path / "g.onnx", 10), [{"x": np.full((2, 8), np.inf, np.float32)}])
+    ranges = record_ranges(ir.load(small_graph(tmp_path / "g.onnx", 10)), [{"x": np.full((2, 8), np.inf, np.float32)}])
     assert ranges.largest["s"] == np.inf
 
 
@@ -84,7 +84,7 @@ def test_the_bound_on_attention_scores_is_above_the_scores_and_not_by_much(tmp_p
     generator = np.random.default_rng(0)
     q, k, v = (generator.standard_normal((1, 2, 6, 16)).astype(np.float32) for _ in range(3))
     scores = np.abs(q @ k.swapaxes(2, 3)).max() / 4
-    bound = record_ranges(path, [{"q": q, "k": k, "v": v}]).scores["attend"]
+    bound = record_ranges(ir.load(path), [{"q": q, "k": k, "v": v}]).scores["attend"]
     assert scores <= bound <= 6 * scores
 
 
@@ -99,9 +99,9 @@ def test_nodes_are_kept_for_their_range_and_for_what_they_sum(
     factor: float, kept: dict[str, str], tmp_path: Path
 ) -> None:
     path = small_graph(tmp_path / "g.onnx", factor)
-    chosen = choose(ir.load(path).graph, record_ranges(path, [{"x": X}]), HALF_PRECISION["fp16"])
+    chosen = choose(ir.load(path).graph, record_ranges(ir.load(path), [{"x": X}]), HALF_PRECISION["fp16"])
     assert {node.node: node.reason for node in chosen} == kept
-    chosen = choose(ir.load(path).graph, record_ranges(path, [{"x": X}]), HALF_PRECISION["bf16"])
+    chosen = choose(ir.load(path).graph, record_ranges(ir.load(path), [{"x": X}]), HALF_PRECISION["bf16"])
     assert {node.node: node.reason for node in chosen} == {"soft": "accumulates"}
 
 
@@ -109,7 +109,7 @@ def test_nodes_are_kept_for_their_range_and_for_what_they_sum(
 def test_the_converted_graph_is_strongly_typed_and_computes_the_same(factor: float, tmp_path: Path) -> None:
     path = small_graph(tmp_path / "g.onnx", factor)
     model = ir.load(path)
-    kept = {node.node for node in choose(model.graph, record_ranges(path, [{"x": X}]), HALF_PRECISION["fp16"])}
+    kept = {node.node for node in choose(model.graph, record_ranges(ir.load(path), [{"x": X}]), HALF_PRECISION["fp16"])}
     convert(model, kept, HALF_PRECISION["fp16"], {"s"})
     ir.save(model, tmp_path / "half.onnx")
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
@@ -164,7 +164,7 @@ def test_a_component_that_overflows_fp16_is_found_out_and_exported_right(
 
     def exported(folder: Path) -> tuple[Graph, float]:
         folder.mkdir()
-        graph = write_graph("vae_decoder", decoder, calls, folder, tmp_path, Precision.FP16, 4)
+        graph = write_graph("vae_decoder", decoder, calls, folder, Precision.FP16, 4)
         ours = run(folder / "vae_decoder.onnx", latents.numpy())[0]
         judged = run(graph.judged, latents.numpy())[0]
         return graph, max(relative_error(ours, picture), relative_error(judged, picture))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from parure_export.precision.convert import FLOAT, cast_node, converted
+from parure_export.precision.heads import split_heads
 
 
 def emulate(model: ir.Model, low: ir.DataType) -> None:
@@ -35,6 +36,7 @@ def emulate(model: ir.Model, low: ir.DataType) -> None:
                 )
             output.dtype = FLOAT
             _insert(graph, output, _rounding(output, low))
+    split_heads(graph)
 
 
 def _rounding(value: ir.Value, low: ir.DataType) -> list[ir.Node]:
