@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -37,9 +39,9 @@ class Form:
 
     operation: str
     name: str
-    inputs: dict[str, tuple[int, ...]]
+    inputs: Mapping[str, tuple[int, ...]]
     nodes: Callable[[], Nodes]
-    weights: dict[str, np.ndarray]
+    weights: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def build(form: Form, target: Target) -> Seen:
             profile=Profile(min=1, opt=1, max=1),
             options=Options(),
         )
-        job = Job(request=request, graph=graph, plan=plan, shapes=form.inputs, timing_cache=None)
+        job = Job(request=request, graph=graph, plan=plan, shapes=dict(form.inputs), timing_cache=None)
         done = run_worker(job, form.name)
         return Seen(form.operation, form.name, done["layers"], plan.stat().st_size, done["build_seconds"])
 
@@ -108,16 +110,16 @@ def model(form: Form) -> onnx.ModelProto:
 def forms() -> list[Form]:
     attended = {"q": (HEADS, QUERIES, SIZE), "k": (HEADS, KEYS, SIZE), "v": (HEADS, KEYS, SIZE)}
     picture = {"x": (CHANNELS, SIDE, SIDE)}
-    affine = {"scale": np.ones(CHANNELS, np.float16), "bias": np.zeros(CHANNELS, np.float16)}
+    affine: dict[str, NDArray[Any]] = {"scale": np.ones(CHANNELS, np.float16), "bias": np.zeros(CHANNELS, np.float16)}
     by_channel = {name: value.reshape(1, -1, 1, 1) for name, value in affine.items()}
-    grouped = {
+    grouped: dict[str, NDArray[Any]] = {
         "groups": np.array([0, GROUPS, -1], np.int64),
         "back": np.array([0, CHANNELS, SIDE, SIDE], np.int64),
         "one": np.ones(GROUPS, np.float16),
         "zero": np.zeros(GROUPS, np.float16),
     }
-    axis = {"axis": np.array([2], np.int64), "epsilon": np.array(1e-5, np.float32)}
-    root = {"root": np.array(SIZE**-0.25, np.float16)}
+    axis: dict[str, NDArray[Any]] = {"axis": np.array([2], np.int64), "epsilon": np.array(1e-5, np.float32)}
+    root: dict[str, NDArray[Any]] = {"root": np.array(SIZE**-0.25, np.float16)}
     return [
         Form("attention", "Attention", attended, lambda: [node("Attention", "q k v", "y")], {}),
         Form("attention", "MatMul, Softmax in fp32", attended, lambda: spelled_attention(wide=True), root),

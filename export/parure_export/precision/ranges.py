@@ -77,7 +77,7 @@ def _session(model: ir.Model) -> Iterator[ort.InferenceSession]:
             arrays.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(weight.dtype)))
             options.add_initializer(name, arrays[-1])
             value.const_value = ir.ExternalTensor(
-                "weights", length, array.nbytes, weight.dtype, shape=weight.shape, name=name, base_dir=folder
+                "weights", length, array.nbytes, weight.dtype, shape=ir.Shape(array.shape), name=name, base_dir=folder
             )
             length += array.nbytes
         with (Path(folder) / "weights").open("wb") as weights:
