@@ -107,6 +107,7 @@ def measure_parity(
         components.append(
             component_parity(name, captured.calls[name], executor, tolerances.component, manifest.max_batch)
         )
+        executor.close()  # one graph in memory at a time
     say("comparing the whole loop")
     parity = loop_parity(captured, inputs, executor, table)
     executor.close()

@@ -65,14 +65,16 @@ def _parity(bundle: Bundle) -> Iterator[Finding]:
     if manifest.precision is Precision.BF16:
         yield Finding("parity", None, "ONNX Runtime has no bf16 kernels; export measured it by rounding")
         return
-    executor = OnnxExecutor(bundle)
     tolerance = TOLERANCES[manifest.precision].component
     for name, evidence in load_evidence(bundle.root / EVIDENCE).items():
+        executor = OnnxExecutor(bundle, literal=True)  # one graph in memory at a time
         try:
             output = run_evidence(executor, manifest.component(name), evidence)
         except ParureError as problem:
             yield Finding(f"parity {name}", False, str(problem))
             continue
+        finally:
+            executor.close()
         error = relative_error(output, evidence.output)
         yield Finding(f"parity {name}", error <= tolerance, f"{error:.1e} from PyTorch, tolerance {tolerance:.0e}")
 

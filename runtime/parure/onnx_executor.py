@@ -17,9 +17,11 @@ class OnnxExecutor:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        """`threads` per component (intra-op); by default the cores that this process may use."""
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, literal: bool = False) -> None:
+        """`threads` per component (intra-op); by default the cores that this process may use. `literal`: see
+        `open_session`."""
         self.bundle = bundle
+        self._literal = literal
         self._threads = threads or len(os.sched_getaffinity(0))
         self._sessions: dict[str, Any] = {}
 
@@ -39,7 +41,9 @@ class OnnxExecutor:
                     "the bundle is bf16, which ONNX Runtime has no kernels for; build engines with `parure build`, or "
                     "export it as fp32 or fp16"
                 )
-            session = self._sessions[component] = open_session(self.bundle.graph(component), self._threads)
+            session = self._sessions[component] = open_session(
+                self.bundle.graph(component), self._threads, literal=self._literal
+            )
         outputs = [tensor.name for tensor in self.manifest.component(component).outputs]
         return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
 
@@ -50,7 +54,7 @@ class OnnxExecutor:
 def open_session(graph: Path, threads: int, *, literal: bool = False) -> Any:
     """An ONNX Runtime session on the best provider that this host has, deterministic on CPU.
 
-    `literal` runs the graph node by node as it stands, without ONNX Runtime's rewriting.
+    `literal` runs the graph node by node as it stands, without ONNX Runtime's rewriting, and holds no memory back.
     """
     try:
         import onnxruntime as ort
@@ -65,6 +69,8 @@ def open_session(graph: Path, threads: int, *, literal: bool = False) -> Any:
     options.log_severity_level = 3
     if literal:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [provider for provider in wanted if provider in ort.get_available_providers()]
     try:
