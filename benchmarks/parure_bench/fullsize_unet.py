@@ -31,8 +31,7 @@ def main(checkpoint: Path, out: Path) -> None:
         draw(4, side, side), draw(4, side, side), torch.rand((1, 1, side, side), generator=generator),
         torch.tensor([500.0]), draw(TOKENS, SD15.unet["cross_attention_dim"]), draw(length), draw(length),
     )  # fmt: skip
-    with torch.no_grad():
-        call = Call(inputs, module(*inputs))
+    call = Call(inputs, torch.zeros(1, 4, side, side))  # of the output, only the shape is needed here
     out.mkdir(parents=True)
     modules = [module]
     del module

@@ -96,21 +96,21 @@ def export_bundle(
             (stage / folder).mkdir()
         specs = _write_solvers(model, stage, solvers, progress)
         progress("running the PyTorch loop")
-        samples, steps = _effort(model)
-        inputs = sample_inputs(model.shape, samples)
+        effort = _effort(model)
+        inputs = sample_inputs(model.shape, effort.samples)
         scheduler = build_scheduler(PARITY_SOLVER, model.scheduler_config)
-        captured = capture(model.components, inputs, scheduler, steps)
+        captured = capture(model.components, inputs, scheduler, effort.steps)
         if model.raw is not None:
             progress("comparing projected features with raw ones")
-            check_same_loop(captured, reference_loop(model.raw, inputs, scheduler, steps))
-        table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(steps)
+            check_same_loop(captured, reference_loop(model.raw, inputs, scheduler, effort.steps))
+        table = Solver(*compile_solver(PARITY_SOLVER, model.scheduler_config)).table(effort.steps)
         draft = _draft(model, specs, captured, precision, max_batch)
         modules = dict(model.components.items())
         del model  # so that every module's memory is free once its graph is written
         graphs = write_graphs(modules, captured, stage / "onnx", precision, max_batch, progress)
         manifest = draft.model_copy(update={"components": tuple(graph.component for graph in graphs.values())})
         judged = {name: graph.judged for name, graph in graphs.items()}
-        parity = measure_parity(manifest, judged, captured, inputs, table, progress)
+        parity = measure_parity(manifest, judged, captured, inputs, table, effort.calls, progress)
         _write_reports(stage, graphs, captured, parity)
         _seal(manifest.model_copy(update={"parity": parity}), stage)
     progress(f"bundle: {out}")
@@ -162,10 +162,19 @@ def _check_arguments(out: Path, max_batch: int, solvers: Sequence[str], force: b
         raise InputError(f"{out} holds a bundle already; choose another --out, or replace it with --force")
 
 
-def _effort(model: Exportable) -> tuple[int, int]:
-    """Samples and steps of the loop that parity is measured on: fewer where one pass takes seconds."""
+@dataclass(frozen=True)
+class Effort:
+    """What parity is measured on: a loop of `samples` and `steps`, and `calls` of every component alone."""
+
+    samples: int
+    steps: int
+    calls: int
+
+
+def _effort(model: Exportable) -> Effort:
+    """Less where one pass takes seconds; the loop runs through every call in any case."""
     parameters = sum(p.numel() for p in model.components.unet.parameters())
-    return (1, 2) if parameters > LARGE else (SAMPLES, PARITY_STEPS)
+    return Effort(1, 2, 1) if parameters > LARGE else Effort(SAMPLES, PARITY_STEPS, 100)
 
 
 def _draft(

@@ -93,9 +93,12 @@ def measure_parity(
     captured: Capture,
     inputs: LoopInputs,
     table: SolverTable,
+    calls: int,
     say: Callable[[str], None],
 ) -> Parity:
     """The fp32 `graphs` against what PyTorch computed: every component on captured tensors, then the whole loop.
+
+    Of each component's distinct calls the last `calls` are compared alone.
 
     Raises `ExportError` where a tolerance of the manifest's precision is not kept.
     """
@@ -105,7 +108,9 @@ def measure_parity(
     for name in graphs:
         say(f"comparing {name}")
         components.append(
-            component_parity(name, captured.calls[name], executor, tolerances.component, manifest.max_batch)
+            component_parity(
+                name, distinct(captured.calls[name])[-calls:], executor, tolerances.component, manifest.max_batch
+            )
         )
         executor.close()  # one graph in memory at a time
     say("comparing the whole loop")
@@ -165,7 +170,7 @@ def component_parity(
     Raises `ExportError` beyond `tolerance`.
     """
     worst, samples = 0.0, 0
-    for call in distinct(calls):
+    for call in calls:
         for batch in {1, min(max_batch, len(call.output))}:
             inputs = {k: v[:batch].numpy() for k, v in zip(INPUTS[name], call.inputs, strict=True)}
             output = run.run(name, inputs)[OUTPUTS[name]]
