@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from parure.errors import InputError, ServerError
 from parure.triton import MANIFEST_MODEL
 from parure_triton.installation import Installation
-from parure_triton.repository import is_ours
+from parure_triton.placing import is_ours
 
 HOST = "127.0.0.1"
 DRAIN_SECONDS = 10  # calls in flight have so long to end after SIGTERM
