@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -105,17 +103,6 @@ def test_a_missing_package_is_named_with_the_remedy(
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None if name == package else find(name))
     with pytest.raises(InputError, match=r"pip install 'parure\[cpu,serve\]'"):
         EmbeddedServer(repository)
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["repository/models/unet/unload", "systemsharedmemory/region/x/register", "models/unet/stats", "trace/setting"],
-)
-def test_administration_is_closed_to_clients(server: EmbeddedServer, path: str) -> None:
-    data = None if path.endswith("stats") else b"{}"
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{server.addresses.http}/v2/{path}", data=data, timeout=5)
-    assert refused.value.code == 403
 
 
 def test_only_loopback_listens(server: EmbeddedServer) -> None:
