@@ -10,11 +10,12 @@ ADMIN_HEADER = "parure"
 CLOSED_APIS = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 
 
-def locked_down(admin_key: str, drain_seconds: int, *, client_shared_memory: bool = False) -> list[str]:
+def locked_down(admin_key: str, drain_seconds: int | str, *, client_shared_memory: bool = False) -> list[str]:
     """What every server of parure is started with, whatever its version.
 
     Models are those of the repository, loaded once, configured as written. The server is ready only when all of them
-    are, and after SIGTERM calls in flight have `drain_seconds`. `client_shared_memory` lets clients on the same host
+    are, and after SIGTERM calls in flight have `drain_seconds` (a number, or what a template puts there).
+    `client_shared_memory` lets clients on the same host
     register regions: for trusted ones only.
     """
     closed = [api for api in CLOSED_APIS if not (client_shared_memory and api == "shared-memory")]

@@ -8,6 +8,7 @@ import pytest
 
 from parure.bundle import Bundle
 from parure.manifest import FeatureLayout
+from parure_triton.deployment import Deployment, DeploymentOptions, write_deployment
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 
@@ -54,3 +55,15 @@ def test_the_configurations_are_those_on_record(
     write_repository(sd15_bundle, tmp_path / "models", options=VARIANTS[variant])
     configs = {f"{path.parent.name}.pbtxt": path.read_text() for path in tmp_path.glob("models/*/config.pbtxt")}
     compare(GOLDEN / variant, anonymous(configs, sd15_bundle), request.config.getoption("--renew-golden"))
+
+
+def test_the_deployment_files_are_those_on_record(
+    sd15_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    options = VARIANTS["tensorrt"]
+    models = write_repository(sd15_bundle, tmp_path / "models", options=options)
+    facts = Deployment(Bundle.open(sd15_bundle).manifest, models, options, DeploymentOptions())
+    write_deployment(facts, tmp_path / "deploy", tmp_path / "models")
+    names = ("Dockerfile", "compose.yaml", "chart/Chart.yaml", "chart/values.yaml")
+    found = {name: (tmp_path / "deploy" / name).read_text() for name in names}
+    compare(GOLDEN / "deploy", anonymous(found, sd15_bundle), request.config.getoption("--renew-golden"))
