@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # type: ignore[import-untyped]
@@ -14,7 +15,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig  # type: ignore[impor
 from parure.errors import InputError
 from parure.triton import BUNDLE_PARAMETER
 from parure_triton.config import VERSION, render_config
-from parure_triton.model import ModelFolder
+from parure_triton.model import Backend, ModelFolder
 
 CONFIG = "config.pbtxt"
 
@@ -31,11 +32,27 @@ def place_model(folder: ModelFolder, root: Path) -> None:
 
 def is_ours(model: Path) -> bool:
     """Whether the folder is a model that parure wrote."""
+    config = _config(model)
+    return config is not None and BUNDLE_PARAMETER in config.parameters
+
+
+def check_embeddable(repository: Path) -> None:
+    """Raises `InputError` where a model of `repository` needs a backend that the embedded server lacks."""
+    for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
+        config = _config(folder)
+        if config is not None and config.backend != Backend.PYTHON.value:
+            raise InputError(
+                f"{folder.name} in {repository} is for Triton's {config.backend} backend, which the embedded server "
+                "lacks; serve it with NVIDIA's container (docs/deploy.md), or write it with --backend python"
+            )
+
+
+def _config(model: Path) -> Any:
+    """The model's `ModelConfig`; None where there is none that can be read."""
     try:
-        config = text_format.Parse((model / CONFIG).read_text(encoding="utf-8"), ModelConfig())
+        return text_format.Parse((model / CONFIG).read_text(encoding="utf-8"), ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError):
-        return False
-    return BUNDLE_PARAMETER in config.parameters
+        return None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from parure.errors import InputError, ServerError
 from parure.triton import MANIFEST_MODEL
 from parure_triton.flags import locked_down
 from parure_triton.installation import Installation
-from parure_triton.placing import is_ours
+from parure_triton.placing import check_embeddable, is_ours
 
 HOST = "127.0.0.1"
 DRAIN_SECONDS = 10  # calls in flight have so long to end after SIGTERM
@@ -66,6 +66,7 @@ class EmbeddedServer:
             raise InputError(
                 f"{repository} is not a model repository of parure; `parure repo BUNDLE --out {repository}` writes one"
             )
+        check_embeddable(self._repository)
         self._installation = Installation.find()
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._given_log = log
