@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint fullsize clean
+.PHONY: help demo test lint golden fullsize clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ lint: $(READY) ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+golden: $(READY) ## Write the golden configurations and deployment files anew; look at the difference before you commit
+	$(BIN)/python -m pytest -q tests/triton_repo/sd15/test_golden.py --renew-golden
 
 fullsize: $(READY) ## Measure export and engines at SD 1.5 size (30 GB of disk, 12 GB of memory)
 	$(BIN)/python -m parure_bench.fullsize

@@ -15,6 +15,10 @@ import pytest
 from parure.image import Pixels
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-golden", action="store_true", help="write the golden files anew instead of comparing")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's architecture at a quarter of its width, and crops of 64 px."""

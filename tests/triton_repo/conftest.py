@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +35,7 @@ from parure.manifest import (
 from parure.onnx_executor import OnnxExecutor
 from parure.solver import SolverSpec
 from parure.solvers.grid import SolverGrid
+from parure_triton.installation import Installation
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
 
@@ -172,3 +180,70 @@ def in_process(bundle: Path) -> Iterator[OnnxExecutor]:
     executor = OnnxExecutor(Bundle.open(bundle), threads=1)
     yield executor
     executor.close()
+
+
+Serving = Callable[..., AbstractContextManager[dict[str, int]]]
+
+
+@pytest.fixture
+def native_server(tmp_path: Path) -> Serving:
+    """Starts Triton as a GPU host would: `flags` of a deployment, and a backend of Triton's own.
+
+    The wheel brings the python backend alone, so `stand_in` (a python-based backend) takes the other one's place, and
+    instances move to the CPU. Everything else is the generated repository before the real core: parsing, validation,
+    reshaping, warm-up, batching. Yields the ports once every model is ready.
+    """
+    pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
+    found = Installation.find()
+
+    @contextmanager
+    def serve(repository: Path, backend: str, stand_in: str, flags: list[str]) -> Iterator[dict[str, int]]:
+        backends = tmp_path / "backends"
+        for folder in ("python", backend):
+            (backends / folder).mkdir(parents=True, exist_ok=True)
+        for source in (*(path for path in found.backend.iterdir() if path.is_file()), found.stub):
+            shutil.copy(source, backends / "python")
+        if backend != "python":
+            (backends / backend / "model.py").write_text(stand_in)
+        moved = Path(shutil.copytree(repository, tmp_path / "served"))
+        for config in moved.glob("*/config.pbtxt"):
+            text = config.read_text().replace("  gpus: [0, 1]\n", "").replace("KIND_GPU", "KIND_CPU")
+            config.write_text(text)
+        ports = free_ports("http", "grpc", "metrics")
+        command = [
+            str(found.binary),
+            *(flag.replace("=/models", f"={moved}") for flag in flags),
+            f"--backend-directory={backends}",
+            *(f"--{name}-port={port}" for name, port in ports.items()),
+            *(f"--{name}-address=127.0.0.1" for name in ports),
+        ]
+        log = tmp_path / "triton.log"
+        with log.open("wb") as stream:
+            server = subprocess.Popen(command, stdout=stream, stderr=stream, env=found.environment(), cwd=tmp_path)
+        try:
+            wait_ready(server, ports["http"], log)
+            yield ports
+        finally:
+            server.terminate()
+            server.wait(30)
+
+    return serve
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    with ExitStack() as stack:
+        sockets = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in names}
+        return {name: int(each.getsockname()[1]) for name, each in sockets.items()}
+
+
+def wait_ready(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise AssertionError(f"Triton is not ready: {log.read_text()[-4000:]}")

@@ -11,9 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from parure.bundle import Bundle, sha256_of
-from parure.errors import BundleError, InputError, ServerError
-from parure_triton import repository as module
-from parure_triton.repository import Model, ModelTensor, render_config, write_repository
+from parure.errors import BundleError, InputError
+from parure_triton.repository import write_repository
 
 
 def config_of(repository: Path, model: str) -> ModelConfig:
@@ -53,25 +52,6 @@ def test_instances_and_threads_reach_the_configuration(bundle: Path, tmp_path: P
     assert config.parameters["threads"].string_value == "3"
     with pytest.raises(InputError, match="instances is 0"):
         write_repository(bundle, tmp_path / "other", instances=0)
-
-
-def test_names_that_need_quoting_survive() -> None:
-    tensor = ModelTensor('odd "name" \\ é', "TYPE_FP32", (2, 3))
-    model = Model("m", "b" * 64, 1, 1, (tensor,), (tensor,), {"k'": "line\nbreak <&>"})
-    assert text_format.Parse(render_config(model), ModelConfig()).input[0].name == tensor.name
-
-
-def test_a_configuration_that_reads_back_differently_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    source = Path(module.__file__).parent / "templates" / "config.pbtxt.j2"
-    (tmp_path / "templates").mkdir()
-    broken = source.read_text().replace("dims: [ {{ tensor.dims", "dims: [ 1, {{ tensor.dims")
-    (tmp_path / "templates" / source.name).write_text(broken)
-    monkeypatch.setattr(module, "_HERE", tmp_path)
-    tensor = ModelTensor("x", "TYPE_FP32", (2,))
-    with pytest.raises(ServerError, match="m: inputs reads back as"):
-        render_config(Model("m", "b" * 64, 1, 1, (tensor,), (tensor,), {}))
 
 
 def test_an_earlier_repository_is_replaced_whole(bundle: Path, tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from parure.bundle import Bundle
 from parure.errors import InputError, ServerError
 from parure_triton import installation
+from parure_triton.deployment import Deployment, DeploymentOptions, write_deployment
+from parure_triton.options import RepositoryOptions
+from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
 
 pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
@@ -91,6 +94,12 @@ def test_what_is_no_model_repository_is_refused(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path)
 
 
+def test_a_repository_for_a_gpu_host_is_refused_with_what_to_do(bundle: Path, tmp_path: Path) -> None:
+    write_repository(bundle, tmp_path / "models", options=RepositoryOptions.of(backend="onnxruntime"))
+    with pytest.raises(InputError, match=r"mask_head in .* is for Triton's onnxruntime backend.*NVIDIA's container"):
+        EmbeddedServer(tmp_path / "models")
+
+
 def test_numpy_2_is_refused_with_the_remedy(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "version", lambda _: "2.3.1")
     with pytest.raises(InputError, match=r"numpy is 2\.3\.1.*pip install 'numpy<2'"):
@@ -107,15 +116,21 @@ def test_a_missing_package_is_named_with_the_remedy(
         EmbeddedServer(repository)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["repository/models/unet/unload", "systemsharedmemory/region/x/register", "models/unet/stats", "trace/setting"],
-)
-def test_administration_is_closed_to_clients(server: EmbeddedServer, path: str) -> None:
-    data = None if path.endswith("stats") else b"{}"
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{server.addresses.http}/v2/{path}", data=data, timeout=5)
-    assert refused.value.code == 403
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the probe of a deployment is curl")
+@pytest.mark.parametrize("ill", ["manifest", "mask_head", "unet", ""])
+def test_the_probe_of_a_deployment_fails_when_any_model_does(
+    server: EmbeddedServer, bundle: Path, tmp_path: Path, ill: str
+) -> None:
+    models = write_repository(bundle, tmp_path / "models")
+    facts = Deployment(Bundle.open(bundle).manifest, models, RepositoryOptions(), DeploymentOptions())
+    write_deployment(facts, tmp_path / "deploy", tmp_path / "models")
+    compose = yaml.safe_load((tmp_path / "deploy" / "compose.yaml").read_text())
+    probe = [
+        part.replace("http://127.0.0.1:8000", server.addresses.http)
+        for part in compose["services"]["triton"]["healthcheck"]["test"]
+    ]
+    asked = [part.replace(f"/{ill}/", "/absent/") if ill else part for part in probe[1:]]
+    assert (subprocess.run(asked, capture_output=True, timeout=30).returncode == 0) is not bool(ill)
 
 
 def test_only_loopback_listens(server: EmbeddedServer) -> None:

@@ -21,14 +21,14 @@ from types import FrameType, TracebackType
 
 from parure.errors import InputError, ServerError
 from parure.triton import MANIFEST_MODEL
+from parure_triton.flags import locked_down
 from parure_triton.installation import Installation
-from parure_triton.repository import is_ours
+from parure_triton.placing import check_embeddable, is_ours
 
 HOST = "127.0.0.1"
 DRAIN_SECONDS = 10  # calls in flight have so long to end after SIGTERM
 _POLL_SECONDS = 0.05
 _SHARED_MEMORY = Path("/dev/shm")
-_RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
 _NOISE = ("CudaDriverHelper", "pb_stub.cc", "backend_model.cc")
 
 
@@ -66,6 +66,7 @@ class EmbeddedServer:
             raise InputError(
                 f"{repository} is not a model repository of parure; `parure repo BUNDLE --out {repository}` writes one"
             )
+        check_embeddable(self._repository)
         self._installation = Installation.find()
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._given_log = log
@@ -157,20 +158,14 @@ class EmbeddedServer:
         found = self._installation
         for source in (*(path for path in found.backend.iterdir() if path.is_file()), found.stub):
             (backend / source.name).symlink_to(source)
-        closed = f"{_RESTRICTED}:parure={secrets.token_hex(16)}"  # a key that nobody knows
         command = [
             str(found.binary),
             f"--model-repository={self._repository}",
             f"--backend-directory={backend.parent}",
             *(f"--{name}-address={HOST}" for name in self._ports),
             *(f"--{name}-port={port}" for name, port in self._ports.items()),
-            "--model-control-mode=none",
-            "--disable-auto-complete-config",
-            "--strict-readiness=true",
-            f"--exit-timeout-secs={DRAIN_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--http-restricted-api={closed}",
-            f"--grpc-restricted-protocol={closed}",
+            *locked_down(secrets.token_hex(16), DRAIN_SECONDS),  # a key that nobody knows
         ]
         try:
             stream = self.log.open("wb")

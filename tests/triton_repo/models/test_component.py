@@ -84,6 +84,8 @@ def arguments(repository: Path) -> dict[str, str]:
         "model_config": json.dumps(config),
         "model_repository": str(repository / "unet"),
         "model_version": "1",
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
     }
 
 
@@ -169,3 +171,23 @@ def test_numpy_2_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(component.np, "__version__", "2.1.0")
     with pytest.raises(RuntimeError, match=r"numpy 2\.1\.0"):
         component.TritonPythonModel().initialize(arguments(repository))
+
+
+def test_a_gpu_that_onnx_runtime_cannot_use_is_refused_with_the_remedy(
+    component: Any, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(component.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    on_gpu = arguments(repository) | {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
+    with pytest.raises(RuntimeError, match=r"asks for GPU 1.*CPUExecutionProvider only; install onnxruntime-gpu"):
+        component.TritonPythonModel().initialize(on_gpu)
+
+
+def test_an_instance_runs_on_the_gpu_that_it_was_given(
+    component: Any, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(component.ort, "get_available_providers", lambda: [component.CUDA, component.CPU])
+    monkeypatch.setattr(component.ort, "InferenceSession", lambda *_, providers: opened.append(providers))
+    component.open_session(Path("graph"), 1, 1)
+    component.open_session(Path("graph"), 1, None)
+    assert opened == [[(component.CUDA, {"device_id": 1}), component.CPU], [component.CUDA, component.CPU]]

@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 Arrays = dict[str, Any]
 HASH_PREFIX = "sha256:"
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class Refused(Exception):
@@ -44,7 +44,8 @@ class TritonPythonModel:
         verify_files(folder, parameters)
         self.inputs = {spec["name"]: spec for spec in config["input"]}
         self.outputs = [spec["name"] for spec in config["output"]]
-        self.session = open_session(folder / parameters["graph"], int(parameters["threads"]))
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self.session = open_session(folder / parameters["graph"], int(parameters["threads"]), gpu)
         self.ranks = {tensor.name: len(tensor.shape) for tensor in self.session.get_inputs()}
         if set(self.ranks) != set(self.inputs):
             raise pb_utils.TritonModelException(
@@ -144,11 +145,22 @@ def verify_files(folder: Path, parameters: dict[str, str]) -> None:
             )
 
 
-def open_session(graph: Path, threads: int) -> Any:
-    """As `parure.onnx_executor.open_session`: the same options, so that both compute the same bits."""
+def open_session(graph: Path, threads: int, gpu: int | None) -> Any:
+    """As `parure.onnx_executor.open_session`: the same options, so that both compute the same bits.
+
+    `gpu` is the one that the configuration gives this instance. None: whatever the host has.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    providers = [provider for provider in PROVIDERS if provider in ort.get_available_providers()]
+    available = ort.get_available_providers()
+    if gpu is not None and CUDA not in available:
+        raise pb_utils.TritonModelException(
+            f"the configuration asks for GPU {gpu}, and this onnxruntime runs on {', '.join(available)} only; install "
+            "onnxruntime-gpu on the server, or write the repository without --gpus"
+        )
+    providers: list[Any] = [provider for provider in (CUDA, CPU) if provider in available]
+    if gpu is not None:
+        providers[0] = (CUDA, {"device_id": gpu})
     return ort.InferenceSession(str(graph), options, providers=providers)
