@@ -86,6 +86,7 @@ def denoise(
     solver = SolverState(table, noise.start)
     M_box, f_o = person.box_mask, ornament.features
     alpha = ramp(len(table.timesteps)) * np.float32(options.mask_loop)
+    nothing = Ornament(_zeros(ornament.tokens), _zeros(ornament.features))
     M_pred, M_seen, f_m = M_box, None, None
     for k, timestep in enumerate(table.timesteps):
         M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
@@ -95,7 +96,7 @@ def denoise(
             M_seen = M
         assert f_m is not None
         z = solver.model_input(k)
-        eps = _guided(run, z, person, M, timestep, ornament, f_m, options.guidance)
+        eps = _guided(run, z, person, M, timestep, ornament, nothing, f_m, options.guidance)
         denoised = solver.denoised(k, eps)
         solver.step(k, eps, noise.at(k))
         yield Step(k, len(table.timesteps), solver.sample, denoised, M, M_pred)
@@ -103,13 +104,20 @@ def denoise(
 
 def _guided(
     run: ComponentRunner, z: FloatArray, person: Person, M: FloatArray, timestep: np.float32,
-    ornament: Ornament, f_m: FloatArray, guidance: float,
+    ornament: Ornament, nothing: Ornament, f_m: FloatArray, guidance: float,
 ) -> FloatArray:  # fmt: skip
     """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees zero tokens and ornament features."""
     t = np.full(1, timestep, np.float32)
-    z_m, c, f_o = person.masked_latents, ornament.tokens, ornament.features
-    eps = run.unet(z, z_m, M, t, c, f_o, f_m)
+    z_m = person.masked_latents
+    eps = run.unet(z, z_m, M, t, ornament.tokens, ornament.features, f_m)
     if guidance == 1.0:
         return eps
-    eps_u = run.unet(z, z_m, M, t, np.zeros_like(c), np.zeros_like(f_o), f_m)
+    eps_u = run.unet(z, z_m, M, t, nothing.tokens, nothing.features, f_m)
     return eps_u + np.float32(guidance) * (eps - eps_u)
+
+
+def _zeros(like: FloatArray) -> FloatArray:
+    """Read-only, so that an executor which hands it to a server at every step may copy it once."""
+    zeros = np.zeros(like.shape, like.dtype)
+    zeros.flags.writeable = False
+    return zeros

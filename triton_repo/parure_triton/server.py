@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 DRAIN_SECONDS = 10  # calls in flight have so long to end after SIGTERM
 _POLL_SECONDS = 0.05
 _SHARED_MEMORY = Path("/dev/shm")
-_RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
+_RESTRICTED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 _NOISE = ("CudaDriverHelper", "pb_stub.cc", "backend_model.cc")
 
 
@@ -44,8 +44,8 @@ class Addresses:
 class EmbeddedServer:
     """A Triton server of this process, on loopback only, from `with` to its end. Ports 0 are chosen.
 
-    Models are loaded once and stay; model control, shared memory registration, statistics, trace and logging
-    are closed to clients. Leaving drains calls in flight, ends the whole process group and removes every trace.
+    Models are loaded once and stay; model control, shared memory registration (unless it is asked for), statistics,
+    trace and logging are closed to clients. Leaving drains calls in flight, ends the whole process group and removes every trace.
     """
 
     def __init__(
@@ -56,9 +56,12 @@ class EmbeddedServer:
         grpc_port: int = 0,
         metrics_port: int = 0,
         log: Path | None = None,
+        client_shared_memory: bool = False,
     ) -> None:
         """`repository`: what `write_repository` wrote. `log`: where to keep the server's log, else a temporary file.
 
+        `client_shared_memory` lets every client that reaches the ports have the server read and write any shared
+        memory of this user: for trusted clients on this host only.
         Raises `InputError` for a folder that is no repository, and an environment that cannot run Triton.
         """
         self._repository = Path(repository).resolve()
@@ -69,6 +72,7 @@ class EmbeddedServer:
         self._installation = Installation.find()
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._given_log = log
+        self._closed_apis = tuple(api for api in _RESTRICTED if not (client_shared_memory and api == "shared-memory"))
         self._shm_prefix = f"triton_python_backend_shm_region_{secrets.token_hex(6)}_"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -157,7 +161,7 @@ class EmbeddedServer:
         found = self._installation
         for source in (*(path for path in found.backend.iterdir() if path.is_file()), found.stub):
             (backend / source.name).symlink_to(source)
-        closed = f"{_RESTRICTED}:parure={secrets.token_hex(16)}"  # a key that nobody knows
+        closed = f"{','.join(self._closed_apis)}:parure={secrets.token_hex(16)}"  # a key that nobody knows
         command = [
             str(found.binary),
             f"--model-repository={self._repository}",
@@ -222,6 +226,7 @@ def serve(
     metrics_port: int = 8002,
     on_ready: Callable[[Addresses], None],
     log: Path | None = None,
+    client_shared_memory: bool = False,
 ) -> None:
     """Serve `repository` until SIGINT or SIGTERM, then drain and return; a second signal ends the server at once.
 
@@ -230,7 +235,12 @@ def serve(
     """
     with _StopSignals() as signals:
         server = EmbeddedServer(
-            repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log
+            repository,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            log=log,
+            client_shared_memory=client_shared_memory,
         )
         signals.on_second = server.kill
         with server:
