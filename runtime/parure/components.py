@@ -74,4 +74,4 @@ class ComponentRunner:
         with metered(self.watch.meter):
             result = self.executor.run(component, typed)[output]
         self.watch.add(component, since)
-        return result if output == "features" else result.astype(np.float32, copy=False)
+        return result if output == "features" else np.asarray(result, np.float32)

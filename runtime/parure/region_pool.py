@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from parure.errors import DeadlineExceeded, ServerUnavailable
 from parure.executor import Array
 from parure.regions import Place, Region
 
 CLOSE_SECONDS = 1.0  # for what a server is told on the way out
+_RETRY_SECONDS = 0.01
 
 
 class Registrar(Protocol):
@@ -23,7 +25,10 @@ class Registrar(Protocol):
         """Raises `ServerError`."""
 
     def unregister(self, region: Region, until: float) -> bool:
-        """Whether the server has forgotten the region, and so reads and writes it no more."""
+        """Whether the server has forgotten the region, which it does not while a call uses it.
+
+        Raises `ServerUnavailable` and `DeadlineExceeded` where no server is heard.
+        """
 
 
 class RegionPool:
@@ -81,8 +86,11 @@ class RegionPool:
         for region in regions:
             region.release()
         until = time.monotonic() + CLOSE_SECONDS
-        for region in regions:
-            self._registrar.unregister(region, until)
+        try:
+            while regions := [region for region in regions if not self._registrar.unregister(region, until)]:
+                time.sleep(_RETRY_SECONDS)  # a server counts a call a moment longer than its reply takes
+        except (ServerUnavailable, DeadlineExceeded):
+            return  # what a server keeps of them goes with the server, or when the next client sweeps
 
     def _reuse(self, size: int) -> Region | None:
         """The smallest idle region that holds `size` bytes, and is not twice as large."""
@@ -122,7 +130,7 @@ class RegionPool:
             return False
         with self._lock:
             excess = self._bytes + size - self._limit
-            dropped = []
+            dropped: list[Region] = []
             while self._idle and excess > sum(region.size for region in dropped):
                 dropped.append(self._idle.pop(0))
         self.doubt(dropped)
@@ -138,7 +146,11 @@ class RegionPool:
         with self._lock:
             doubtful, self._doubtful = self._doubtful, []
         for region in doubtful:
-            if self._registrar.unregister(region, until):
+            try:
+                forgotten = self._registrar.unregister(region, until)
+            except (ServerUnavailable, DeadlineExceeded):
+                forgotten = False
+            if forgotten:
                 self._free(region.size)
             else:
                 with self._lock:

@@ -31,9 +31,11 @@ POISON = 0xFF  # filled with it, every float16 and float32 is NaN
 
 
 class Buffer(Protocol):
-    """A region while it is lent. `root` lives as long as any array on the region."""
+    """A region while it is lent."""
 
-    root: Any
+    @property
+    def root(self) -> object:
+        """Lives as long as any array on the region."""
 
     def poison(self) -> None:
         """Make every number NaN, so that what a server does not write cannot pass for its reply."""

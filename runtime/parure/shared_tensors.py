@@ -193,8 +193,10 @@ class ServerRegions:
         try:
             with translated(f"shared memory at {self._url}", self._deadline):
                 self._transport.regions.unregister(self._kind, name, _left(until, self._url))
+        except (ServerUnavailable, DeadlineExceeded):
+            raise
         except ServerError:
-            return False
+            return False  # it is in use
         return True
 
     def _refusal(self, error: ServerError) -> SharedMemoryRefused:

@@ -224,7 +224,7 @@ def _decode(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> 
             f"{subject}: output {spec.name} is {array.dtype} {list(array.shape)}; "
             f"expected {spec.dtype} {list(shape)}; the server runs another model"
         )
-    if not _finite(array):
+    if not _finite(np.asarray(array)):
         raise InvalidReply(f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs")
     return array.reshape(batch, *spec.shape)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import urllib3
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError, NewConnectionError
@@ -134,7 +134,7 @@ class GrpcTransport:
             if place := read.get(name):
                 _refer(described, place)
             else:
-                request.raw_input_contents.append(array.tobytes())
+                request.raw_input_contents.append(np.asarray(array).tobytes())
         for name, place in write.items():
             output = request.outputs.add(name=name)
             if place:
@@ -194,7 +194,7 @@ class HttpTransport:
             if place := read.get(name):
                 described[-1].set_shared_memory(place.region.name, place.size, place.offset)
             else:
-                described[-1].set_data_from_numpy(array)
+                described[-1].set_data_from_numpy(np.asarray(array))
         body, header_length = InferenceServerClient.generate_request_body(described, outputs=_requested(write))
         headers = {} if header_length is None else {_HEADER_LENGTH: str(header_length)}
         reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers, timeout)
