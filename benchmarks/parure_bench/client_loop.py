@@ -45,11 +45,12 @@ class Way:
 @click.command()
 @click.option("--work", default="out/client-loop", show_default=True, type=click.Path(path_type=Path))
 @click.option("--results", default="benchmarks/results", show_default=True, type=click.Path(path_type=Path))
+@click.option("--bundle", type=click.Path(path_type=Path), help="Another bundle than the demo's.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
-def main(work: Path, results: Path, rounds: int, steps: int | None) -> None:
+def main(work: Path, results: Path, bundle: Path | None, rounds: int, steps: int | None) -> None:
     """Compare the client loop over gRPC, HTTP and shared memory with the in-process loop; writes client-loop.json."""
-    bundle = prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
+    bundle = bundle or prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
     write_repository(bundle, work / "models")
     shot = next(demo_shots())
     with EmbeddedServer(work / "models", client_shared_memory=True) as server:
