@@ -225,7 +225,9 @@ def _decode(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> 
             f"expected {spec.dtype} {list(shape)}; the server runs another model"
         )
     if not _finite(np.asarray(array)):
-        raise InvalidReply(f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs")
+        raise InvalidReply(
+            f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs, and that the server has numpy<2"
+        )
     return array.reshape(batch, *spec.shape)
 
 

@@ -32,7 +32,7 @@ from parure.errors import (
 )
 from parure.executor import Array, Arrays
 from parure.regions import Place
-from parure.triton_regions import GrpcRegions, HttpRegions, RegionApi
+from parure.triton_regions import GrpcRegions, HttpRegions, RegionApi, refer, requested_outputs
 from parure.wire import count
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
@@ -132,13 +132,13 @@ class GrpcTransport:
         for name, array in inputs.items():
             described = request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
             if place := read.get(name):
-                _refer(described, place)
+                refer(described, place)
             else:
                 request.raw_input_contents.append(np.asarray(array).tobytes())
         for name, place in write.items():
             output = request.outputs.add(name=name)
             if place:
-                _refer(output, place)
+                refer(output, place)
         message = request.SerializeToString()
         answer = self._infer(message, timeout=timeout or self._deadline)
         count(len(message), len(answer))
@@ -195,7 +195,7 @@ class HttpTransport:
                 described[-1].set_shared_memory(place.region.name, place.size, place.offset)
             else:
                 described[-1].set_data_from_numpy(np.asarray(array))
-        body, header_length = InferenceServerClient.generate_request_body(described, outputs=_requested(write))
+        body, header_length = InferenceServerClient.generate_request_body(described, outputs=requested_outputs(write))
         headers = {} if header_length is None else {_HEADER_LENGTH: str(header_length)}
         reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers, timeout)
         count(len(body), len(reply))
@@ -257,25 +257,6 @@ class HttpTransport:
         if response.status != 200:
             raise HttpStatus(response.status, _error_text(reply))
         return response.headers, reply
-
-
-def _refer(tensor: Any, place: Place) -> None:
-    """Say in a gRPC message that `tensor` lies in shared memory."""
-    tensor.parameters["shared_memory_region"].string_param = place.region.name
-    tensor.parameters["shared_memory_byte_size"].int64_param = place.size
-    tensor.parameters["shared_memory_offset"].int64_param = place.offset
-
-
-def _requested(write: Places) -> list[Any] | None:
-    """Outputs as HTTP asks for them; none named: all of them, as bytes."""
-    from tritonclient.http import InferRequestedOutput
-
-    requested = []
-    for name, place in write.items():
-        requested.append(InferRequestedOutput(name, binary_data=True))
-        if place:
-            requested[-1].set_shared_memory(place.region.name, place.size, place.offset)
-    return requested or None
 
 
 def _array(model: str, datatype: str, shape: Any, content: bytes | Place) -> Array:

@@ -331,11 +331,13 @@ def _served(url: str, deadline: float, shared_memory: bool | SharedMemory, allow
     from parure.locality import require_consent, require_local
     from parure.shared_tensors import SharedMemory
     from parure.triton import TritonExecutor
+    from parure.triton_transport import open_transport
 
+    transport = open_transport(url, deadline)
     options = SharedMemory() if shared_memory is True else (shared_memory or None)
     if options is not None:
         require_local(url)
-    remote = TritonExecutor(url, deadline=deadline, shared_memory=options)
+    remote = TritonExecutor(url, deadline=deadline, transport=transport, shared_memory=options)
     try:
         require_consent(url, remote.manifest, allowed=allow_wire_features)
     except InputError:

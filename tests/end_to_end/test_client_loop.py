@@ -127,6 +127,8 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, s
 def test_the_command_line_shares_memory_and_reports_bytes(
     served: Addresses, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code, _, error = said(capsys, "run", "ftp://127.0.0.1", *pictures, "--shared-memory")
+    assert code == 2 and "expected grpc://HOST:PORT" in error
     code, out, _ = said(capsys, "run", served.grpc, *pictures, "--shared-memory", "--json")
     wire = json.loads(out)["wire_bytes"]
     assert code == 0 and wire["sent"] > 0 and wire["received"] > 0

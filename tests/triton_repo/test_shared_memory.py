@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,6 +210,13 @@ def test_a_server_that_does_not_take_shared_memory_says_what_to_do(scheme: str, 
     assert not own_regions()
 
 
+@pytest.mark.parametrize("path", ["repository/models/unet/unload", "repository/index", "models/unet/trace/setting"])
+def test_a_server_that_takes_shared_memory_stays_closed_otherwise(path: str, sharing: EmbeddedServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{sharing.addresses.http}/v2/{path}", data=b"{}", timeout=5)
+    assert refused.value.code == 403
+
+
 @pytest.mark.parametrize("name", ["limit", "least"])
 def test_sizes_must_be_numbers_of_bytes(name: str) -> None:
     with pytest.raises(InputError, match=rf"{name} is 0; expected"):
@@ -307,3 +316,27 @@ def test_regions_are_released_however_a_client_ends(end: str, scheme: str, shari
         TritonExecutor(url, shared_memory=ALL).close()
     assert not list(FOLDER.glob(f"{left}*")) and not any(name.startswith(left) for name in known_to(sharing))
     assert "Exception ignored" not in said
+
+
+FULL = """
+import subprocess, time
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], check=True)
+import numpy as np
+from parure.region_pool import RegionPool
+from parure.regions import FOLDER, SystemRegion
+class Nobody:
+    def register(self, region, until): pass
+    def unregister(self, region, until): return True
+pool = RegionPool(1 << 30, SystemRegion, Nobody())
+kept = [pool.lend(400_000, time.monotonic()) for _ in range(4)]
+for place in kept[:2]:
+    place.buffer.poison()
+print([place is None for place in kept], len(list(FOLDER.iterdir())))
+"""
+
+
+def test_where_the_host_has_no_room_there_is_no_region_rather_than_a_crash() -> None:
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", FULL], capture_output=True, text=True, timeout=60)
+    if "unshare failed" in done.stderr or "mount" in done.stderr:
+        pytest.skip("needs the right to mount a small /dev/shm of its own")
+    assert (done.returncode, done.stdout.strip()) == (0, "[False, False, True, True] 2"), done.stderr
