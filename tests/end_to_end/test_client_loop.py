@@ -139,8 +139,8 @@ def test_the_command_line_asks_for_consent(
 ) -> None:
     code, _, error = said(capsys, "run", served.grpc, *pictures)
     assert code == 2 and "--allow-wire-features" in error
-    code, _, _ = said(capsys, "run", served.grpc, *pictures, "--allow-wire-features")
-    assert code == 0
+    code, out, _ = said(capsys, "run", served.grpc, *pictures, "--allow-wire-features")
+    assert code == 0 and " MB sent, " in out
 
 
 def test_shared_memory_with_a_bundle_is_a_mistake(

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parure.cli.common import make_folder
 from parure.geometry import Box
 from parure.image import load_image, save_png
+from parure.locality import megabytes
 from parure.pictures import mask_strip
 from parure.tryon import Backend, Result, TryOn, open_tryon
 
@@ -101,4 +102,8 @@ def _summary(report: dict[str, object]) -> str:
     parts = sorted(((p, s) for p, s in seconds.items() if p != "total"), key=lambda item: -item[1])
     lines = [f"{name:8} {report[name]}" for name in ("picture", "mask", "strip")]
     lines.append(f"{total:.2f} s over {report['transport']}: " + ", ".join(f"{p} {s:.2f}" for p, s in parts))
+    wire = report["wire_bytes"]
+    assert isinstance(wire, dict)
+    if any(wire.values()):
+        lines.append(f"{megabytes(wire['sent'])} sent, {megabytes(wire['received'])} received")
     return "\n".join(lines)
