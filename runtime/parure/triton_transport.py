@@ -36,7 +36,7 @@ from parure.triton_regions import GrpcRegions, HttpRegions, RegionApi, refer, re
 from parure.wire import count
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
-_HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 _CHUNK = 1 << 20
 _CONNECTIONS = 32  # that are kept for reuse
 _CHANNEL_OPTIONS = [
@@ -142,7 +142,7 @@ class GrpcTransport:
         message = request.SerializeToString()
         answer = self._infer(message, timeout=timeout or self._deadline)
         count(len(message), len(answer))
-        with _well_formed(model):
+        with well_formed(model):
             reply = service_pb2.ModelInferResponse.FromString(answer)
         contents = reply.raw_output_contents
         if len(contents) != len(reply.outputs):
@@ -196,11 +196,11 @@ class HttpTransport:
             else:
                 described[-1].set_data_from_numpy(np.asarray(array))
         body, header_length = InferenceServerClient.generate_request_body(described, outputs=requested_outputs(write))
-        headers = {} if header_length is None else {_HEADER_LENGTH: str(header_length)}
+        headers = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
         reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers, timeout)
         count(len(body), len(reply))
-        with _well_formed(model):
-            length = reply_headers.get(_HEADER_LENGTH)
+        with well_formed(model):
+            length = reply_headers.get(HEADER_LENGTH)
             result = InferenceServerClient.parse_response_body(reply, header_length=length and int(length))
             return {
                 output["name"]: _array(model, output["datatype"], output["shape"], place)
@@ -211,12 +211,12 @@ class HttpTransport:
 
     def parameters(self, model: str) -> dict[str, str]:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
-        with _well_formed(model):
+        with well_formed(model):
             return {key: str(value["string_value"]) for key, value in json.loads(reply)["parameters"].items()}
 
     def version(self) -> str:
         _, reply = self._call("GET", "/v2")
-        with _well_formed("metadata"):
+        with well_formed("metadata"):
             return str(json.loads(reply)["version"])
 
     def live(self) -> bool:
@@ -260,7 +260,7 @@ class HttpTransport:
 
 
 def _array(model: str, datatype: str, shape: Any, content: bytes | Place) -> Array:
-    with _well_formed(model):
+    with well_formed(model):
         dtype = triton_to_np_dtype(datatype)
         if isinstance(content, Place):
             return content.tensor(dtype, tuple(shape))
@@ -268,7 +268,7 @@ def _array(model: str, datatype: str, shape: Any, content: bytes | Place) -> Arr
 
 
 @contextmanager
-def _well_formed(model: str) -> Iterator[None]:
+def well_formed(model: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
