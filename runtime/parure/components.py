@@ -8,16 +8,18 @@ from collections import defaultdict
 import numpy as np
 
 from parure.executor import Array, Executor, FloatArray
+from parure.wire import Meter, metered
 
 NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class Stopwatch:
-    """Seconds spent, by part of the work. One per request."""
+    """Seconds spent, by part of the work, and bytes sent and received. One per request."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.meter = Meter()
 
     def add(self, part: str, since: float) -> None:
         self.seconds[part].append(time.perf_counter() - since)
@@ -69,6 +71,7 @@ class ComponentRunner:
         spec = self.executor.manifest.component(component)
         typed = {t.name: inputs[t.name].astype(NUMPY_TYPES[t.dtype], copy=False) for t in spec.inputs}
         since = time.perf_counter()
-        result = self.executor.run(component, typed)[output]
+        with metered(self.watch.meter):
+            result = self.executor.run(component, typed)[output]
         self.watch.add(component, since)
-        return result if output == "features" else result.astype(np.float32, copy=False)
+        return result if output == "features" else np.asarray(result, np.float32)

@@ -15,6 +15,7 @@
     │   ├── DeadlineExceeded         the call did not finish in time
     │   ├── ModelUnavailable         the server lacks a component model, or it is not ready
     │   ├── BundleMismatch           the server serves another bundle than expected
+    │   ├── SharedMemoryRefused      the server does not take shared memory
     │   └── InvalidReply             a reply of the wrong size, shape or with non-finite numbers
     └── Cancelled                    the caller gave up
 
@@ -84,6 +85,10 @@ class ModelUnavailable(ServerError):
 
 class BundleMismatch(ServerError):
     """A server serves another bundle than the one expected."""
+
+
+class SharedMemoryRefused(ServerError):
+    """A server does not let clients share memory with it."""
 
 
 class InvalidReply(ServerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from parure.errors import (
 )
 from parure.executor import Array, Arrays
 from parure.manifest import MANIFEST_NAME, Component, Manifest, TensorSpec
+from parure.shared_tensors import SharedMemory, SharedTensors
 from parure.solver import Solver
 from parure.triton_transport import Transport, open_transport, translated
 
@@ -35,7 +37,7 @@ _WIRE_TYPES = {"float32": "FP32", "float16": "FP16"}
 class TritonExecutor:
     """Runs components on the server at `url`. A context manager; safe to share between threads.
 
-    Arrays that `run` returns are read-only with gRPC: they are views of what came over the wire.
+    Arrays that `run` returns are read-only: they are views of what came over the wire, or of shared memory.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class TritonExecutor:
         deadline: float = 60.0,
         expect_bundle: str | None = None,
         transport: Transport | None = None,
+        shared_memory: SharedMemory | None = None,
     ) -> None:
         """Connect, and verify that the server serves one whole bundle.
 
         `deadline` bounds each call, in seconds. `expect_bundle` is the identity that the bundle must have.
-        `transport` replaces the one that `url` names. Raises `InputError` for a bad URL, `ServerUnavailable`,
-        `ModelUnavailable` with the components that are missing, `BundleMismatch`.
+        `transport` replaces the one that `url` names. `shared_memory` keeps large tensors off the wire, on a server
+        of this host that allows it. Raises `InputError` for a bad URL, `ServerUnavailable`, `ModelUnavailable` with
+        the components that are missing, `BundleMismatch`, `SharedMemoryRefused`.
         """
         if not 0 < deadline < math.inf:
             raise InputError(f"deadline is {deadline!r}; expected seconds above 0")
@@ -58,12 +62,17 @@ class TritonExecutor:
         self._deadline = deadline
         self._transport = transport or open_transport(url, deadline)
         self._closed = False
+        self._shared: SharedTensors | None = None
         try:
             content = self._fetch_manifest()
             self.identity = identity_of(content)
             self.manifest: Manifest = parse_manifest(content, f"the manifest of {url}")
             self._components = {component.name: component for component in self.manifest.components}
             self._check_bundle(expect_bundle)
+            if shared_memory is not None:
+                largest = max(wire_bytes(t) for component in self.manifest.components for t in component.outputs)
+                first = max(largest, shared_memory.least)
+                self._shared = SharedTensors(self._transport, url, deadline, shared_memory, first)
         except BaseException:
             self.close()
             raise
@@ -76,9 +85,11 @@ class TritonExecutor:
         """As `Executor.run`; raises `InputError` for inputs that are not what the manifest says."""
         spec = self._components.get(component) or self.manifest.component(component)
         batch = _check_inputs(spec, inputs, self.manifest.max_batch)
-        reply = self._infer(component, {t.name: inputs[t.name].reshape(_wire_shape(t, batch)) for t in spec.inputs})
+        arrays = {t.name: inputs[t.name] if t.shape else inputs[t.name].reshape(-1, 1) for t in spec.inputs}
+        sizes = {t.name: batch * wire_bytes(t) for t in spec.outputs}
+        reply = self._infer(component, arrays, sizes)
         subject = f"{component} on {self.url}"
-        return {t.name: _decode(reply.get(t.name), t, batch, subject) for t in spec.outputs}
+        return {t.name: decoded(reply.get(t.name), t, batch, subject) for t in spec.outputs}
 
     def solver(self, name: str) -> Solver:
         """The solver `name` of the manifest; its grid comes from the server and is verified."""
@@ -101,6 +112,8 @@ class TritonExecutor:
 
     def close(self) -> None:
         self._closed = True
+        if self._shared is not None:
+            self._shared.close()
         self._transport.close()
 
     def __enter__(self) -> TritonExecutor:
@@ -111,9 +124,12 @@ class TritonExecutor:
     ) -> None:
         self.close()
 
-    def _infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
+    def _infer(self, model: str, inputs: Arrays, outputs: Mapping[str, int] | None = None) -> dict[str, Array]:
+        """`outputs`: the bytes of each, where they are known; only then may they lie in shared memory."""
         if self._closed:
             raise ServerError(f"the executor for {self.url} is closed; open a new one")
+        if self._shared is not None and outputs is not None:
+            return self._shared.infer(model, inputs, outputs)
         with translated(f"model {model!r} at {self.url}", self._deadline):
             return self._transport.infer(model, inputs)
 
@@ -163,6 +179,11 @@ class TritonExecutor:
             )
 
 
+def wire_bytes(spec: TensorSpec) -> int:
+    """Bytes of one sample."""
+    return spec.elements * np.dtype(spec.dtype).itemsize
+
+
 def wire_type(spec: TensorSpec) -> str:
     """Triton's name of the tensor's type; raises `BundleError` for one that cannot be served."""
     if spec.dtype not in _WIRE_TYPES:
@@ -188,23 +209,25 @@ def _check_inputs(component: Component, inputs: Arrays, max_batch: int) -> int:
     return batch
 
 
-def _wire_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+def wire_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     """A per-sample scalar travels as [B, 1]: Triton has no tensors without dimensions."""
     return (batch, *(spec.shape or (1,)))
 
 
-def _decode(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> Array:
+def decoded(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> Array:
     """[B, ...] as the manifest says; raises `InvalidReply` unless it is, and finite."""
     if array is None:
         raise InvalidReply(f"{subject}: output {spec.name} is missing; the server runs another model; restart it")
-    shape = _wire_shape(spec, batch)
+    shape = wire_shape(spec, batch)
     if array.dtype != spec.dtype or array.shape != shape:
         raise InvalidReply(
             f"{subject}: output {spec.name} is {array.dtype} {list(array.shape)}; "
             f"expected {spec.dtype} {list(shape)}; the server runs another model"
         )
-    if not _finite(array):
-        raise InvalidReply(f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs")
+    if not _finite(np.asarray(array)):
+        raise InvalidReply(
+            f"{subject}: output {spec.name} holds numbers that are not finite; check the inputs, and that the server has numpy<2"
+        )
     return array.reshape(batch, *spec.shape)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import urllib3
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError, NewConnectionError
@@ -30,9 +31,12 @@ from parure.errors import (
     ServerUnavailable,
 )
 from parure.executor import Array, Arrays
+from parure.regions import Place
+from parure.triton_regions import GrpcRegions, HttpRegions, RegionApi, refer, requested_outputs
+from parure.wire import count
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
-_HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 _CHUNK = 1 << 20
 _CONNECTIONS = 32  # that are kept for reuse
 _CHANNEL_OPTIONS = [
@@ -43,6 +47,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
+Places = Mapping[str, Place | None]
+NO_PLACES: Places = {}
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Transport(Protocol):
@@ -50,8 +57,25 @@ class Transport(Protocol):
 
     name: str
 
-    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
-        """One inference: arrays with their batch dimension in, read-only arrays out."""
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        *,
+        read: Places = NO_PLACES,
+        write: Places = NO_PLACES,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:
+        """One inference: arrays with their batch dimension in, read-only arrays out.
+
+        `read` says which inputs lie in shared memory. `write` names all outputs that are wanted, with the place of
+        each, or None for one that comes in the message; without it all outputs do. `timeout`, in seconds, takes the
+        place of the transport's deadline.
+        """
+
+    @property
+    def regions(self) -> RegionApi:
+        """What the server is told of shared memory."""
 
     def parameters(self, model: str) -> dict[str, str]:
         """The parameters in the configuration of `model`."""
@@ -97,18 +121,34 @@ class GrpcTransport:
         self._deadline = deadline
         self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = self._channel.unary_unary(_INFER)  # bytes to bytes: messages are counted as they are
+        self.regions: RegionApi = GrpcRegions(self._stub)
 
-    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
+    def infer(
+        self, model: str, inputs: Arrays, *, read: Places = NO_PLACES, write: Places = NO_PLACES,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:  # fmt: skip
         request = service_pb2.ModelInferRequest(model_name=model)
         for name, array in inputs.items():
-            request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
-        reply = self._stub.ModelInfer(request, timeout=self._deadline)
+            described = request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+            if place := read.get(name):
+                refer(described, place)
+            else:
+                request.raw_input_contents.append(np.asarray(array).tobytes())
+        for name, place in write.items():
+            output = request.outputs.add(name=name)
+            if place:
+                refer(output, place)
+        message = request.SerializeToString()
+        answer = self._infer(message, timeout=timeout or self._deadline)
+        count(len(message), len(answer))
+        with well_formed(model):
+            reply = service_pb2.ModelInferResponse.FromString(answer)
         contents = reply.raw_output_contents
         if len(contents) != len(reply.outputs):
             raise InvalidReply(f"model {model!r} declared {len(reply.outputs)} outputs and sent {len(contents)}")
         return {
-            output.name: _array(model, output.name, output.datatype, output.shape, content)
+            output.name: _array(model, output.datatype, output.shape, write.get(output.name) or content)
             for output, content in zip(reply.outputs, contents, strict=True)
         }
 
@@ -138,30 +178,45 @@ class HttpTransport:
     def __init__(self, host: str, port: int, deadline: float) -> None:
         self._pool = urllib3.HTTPConnectionPool(host, port, maxsize=_CONNECTIONS, retries=False)
         self._deadline = deadline
+        self.regions: RegionApi = HttpRegions(
+            lambda method, path, body, timeout: self._call(method, path, body, timeout=timeout)[1]
+        )
 
-    def infer(self, model: str, inputs: Arrays) -> dict[str, Array]:
+    def infer(
+        self, model: str, inputs: Arrays, *, read: Places = NO_PLACES, write: Places = NO_PLACES,
+        timeout: float | None = None,
+    ) -> dict[str, Array]:  # fmt: skip
         from tritonclient.http import InferenceServerClient, InferInput  # type: ignore[import-untyped]  # 0.2 s
 
         described = []
         for name, array in inputs.items():
             described.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            described[-1].set_data_from_numpy(array)
-        body, header_length = InferenceServerClient.generate_request_body(described)
-        headers = {_HEADER_LENGTH: str(header_length)}
-        reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers)
-        with _well_formed(model):
-            result = InferenceServerClient.parse_response_body(reply, header_length=int(reply_headers[_HEADER_LENGTH]))
-            outputs = {output["name"]: output for output in result.get_response()["outputs"]}
-            return {name: result.as_numpy(name) for name in outputs}
+            if place := read.get(name):
+                described[-1].set_shared_memory(place.region.name, place.size, place.offset)
+            else:
+                described[-1].set_data_from_numpy(np.asarray(array))
+        body, header_length = InferenceServerClient.generate_request_body(described, outputs=requested_outputs(write))
+        headers = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
+        reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers, timeout)
+        count(len(body), len(reply))
+        with well_formed(model):
+            length = reply_headers.get(HEADER_LENGTH)
+            result = InferenceServerClient.parse_response_body(reply, header_length=length and int(length))
+            return {
+                output["name"]: _array(model, output["datatype"], output["shape"], place)
+                if (place := write.get(output["name"]))
+                else result.as_numpy(output["name"])
+                for output in result.get_response()["outputs"]
+            }
 
     def parameters(self, model: str) -> dict[str, str]:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
-        with _well_formed(model):
+        with well_formed(model):
             return {key: str(value["string_value"]) for key, value in json.loads(reply)["parameters"].items()}
 
     def version(self) -> str:
         _, reply = self._call("GET", "/v2")
-        with _well_formed("metadata"):
+        with well_formed("metadata"):
             return str(json.loads(reply)["version"])
 
     def live(self) -> bool:
@@ -175,12 +230,18 @@ class HttpTransport:
         self._pool.close()
 
     def _call(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> tuple[Mapping[str, str], bytes]:
         """One exchange. Each wait is bounded by the deadline, and so is their sum, between the reply's parts."""
-        until = time.monotonic() + self._deadline
+        seconds = timeout or self._deadline
+        until = time.monotonic() + seconds
         response = self._pool.urlopen(
-            method, path, body, headers, timeout=urllib3.Timeout(total=self._deadline), preload_content=False
+            method, path, body, headers, timeout=urllib3.Timeout(total=seconds), preload_content=False
         )
         try:
             parts = []
@@ -198,16 +259,19 @@ class HttpTransport:
         return response.headers, reply
 
 
-def _array(model: str, name: str, datatype: str, shape: Any, content: bytes) -> Array:
-    with _well_formed(model):
-        return np.frombuffer(content, triton_to_np_dtype(datatype)).reshape(tuple(shape))
+def _array(model: str, datatype: str, shape: Any, content: bytes | Place) -> Array:
+    with well_formed(model):
+        dtype = triton_to_np_dtype(datatype)
+        if isinstance(content, Place):
+            return content.tensor(dtype, tuple(shape))
+        return np.frombuffer(content, dtype).reshape(tuple(shape))
 
 
 @contextmanager
-def _well_formed(model: str) -> Iterator[None]:
+def well_formed(model: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
         raise InvalidReply(
             f"the reply of model {model!r} cannot be read ({error}); check that the address is Triton's, "
             "and that the server's Python has numpy<2"

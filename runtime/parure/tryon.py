@@ -10,20 +10,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
 
 from parure.bundle import Bundle
 from parure.components import ComponentRunner, Stopwatch
-from parure.errors import BoxError, RequestError
+from parure.errors import BoxError, InputError, RequestError
 from parure.executor import Executor, FloatArray
 from parure.geometry import Box, Region, crop_region, downsample_mask, from_model, region_alpha, to_model
 from parure.image import Pixels, Source, load_image, load_mask
 from parure.loop import LoopOptions, Noise, Ornament, Person, Step, denoise
 from parure.manifest import Geometry, Manifest
 from parure.solver import Solver, SolverTable
+from parure.wire import Timings, Wire
+
+if TYPE_CHECKING:
+    from parure.shared_tensors import SharedMemory
 
 Preview = Literal["none", "latents", "decode"]
 Backend = Literal["onnxruntime", "tensorrt"]
@@ -36,7 +40,8 @@ class Result:
     `image`: the photo with the ornament, pixels outside the region bit-identical to the photo's; `mask`: the
     predicted wearing mask at the photo's size (mode L); `crop`: the model's own square picture, float32
     [S, S, 3] in 0..1; `masks`: the predicted mask after every step, float32 [K, s, s]; `timings`: seconds by
-    part, with `total`; `region`: the square of the photo that the model saw.
+    part, with `total`, and in `timings.wire` bytes sent to and received from a server; `region`: the square of the
+    photo that the model saw.
     """
 
     image: Image.Image
@@ -46,8 +51,13 @@ class Result:
     box_mask: FloatArray
     latents: FloatArray
     region: Region
-    timings: dict[str, float]
+    timings: Timings
     calls: dict[str, int]
+
+    @property
+    def wire(self) -> Wire:
+        """Bytes of messages exchanged with a server for this picture."""
+        return self.timings.wire
 
 
 @dataclass(frozen=True)
@@ -271,7 +281,7 @@ class TryOn:
             box_mask=person.box_mask[0, 0],
             latents=last.latents,
             region=request.region,
-            timings=seconds | {"total": run.watch.total()},
+            timings=Timings(seconds | {"total": run.watch.total()}, run.watch.meter.wire),
             calls={part: len(values) for part, values in run.watch.seconds.items()},
         )
 
@@ -289,21 +299,51 @@ class TryOn:
 
 
 def open_tryon(
-    source: str | Path, *, deadline: float = 60.0, threads: int | None = None, backend: Backend = "onnxruntime"
+    source: str | Path,
+    *,
+    deadline: float = 60.0,
+    threads: int | None = None,
+    backend: Backend = "onnxruntime",
+    shared_memory: bool | SharedMemory = False,
+    allow_wire_features: bool = False,
 ) -> TryOn:
     """Open a bundle folder, or a server at `grpc://host:port` or `http://host:port`.
 
     `deadline` bounds each call to a server, in seconds; `threads` the cores of an in-process component; `backend`
-    is what runs a bundle in-process: ONNX Runtime on its graphs, or TensorRT on its engines. Raises `BundleError` for a bundle that fails verification, `ServerError` for a server that cannot serve it.
+    is what runs a bundle in-process: ONNX Runtime on its graphs, or TensorRT on its engines. `shared_memory` keeps
+    large tensors off the wire to a server of this host that allows it; `allow_wire_features` says that they may cross
+    the network to a server elsewhere. Raises `BundleError` for a bundle that fails verification, `ServerError` for a
+    server that cannot serve it, `InputError` for a server elsewhere without that consent.
     """
     if "://" in str(source):
-        from parure.triton import TritonExecutor
-
-        remote = TritonExecutor(str(source), deadline=deadline)
-        return TryOn(remote, remote.solver)
+        return _served(str(source), deadline, shared_memory, allow_wire_features)
+    if shared_memory or allow_wire_features:
+        raise InputError(
+            f"{source} is a bundle folder, which runs in this process; shared memory and wire features are for a "
+            "server: give its URL, or leave them out"
+        )
     bundle = Bundle.open(source)
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
     return TryOn(_in_process(bundle, threads, backend), lambda name: Solver.load(specs[name], bundle.root))
+
+
+def _served(url: str, deadline: float, shared_memory: bool | SharedMemory, allow_wire_features: bool) -> TryOn:
+    from parure.locality import require_consent, require_local
+    from parure.shared_tensors import SharedMemory
+    from parure.triton import TritonExecutor
+    from parure.triton_transport import open_transport
+
+    transport = open_transport(url, deadline)
+    options = SharedMemory() if shared_memory is True else (shared_memory or None)
+    if options is not None:
+        require_local(url)
+    remote = TritonExecutor(url, deadline=deadline, transport=transport, shared_memory=options)
+    try:
+        require_consent(url, remote.manifest, allowed=allow_wire_features)
+    except InputError:
+        remote.close()
+        raise
+    return TryOn(remote, remote.solver)
 
 
 def _in_process(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:

@@ -176,6 +176,26 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
+def sharing(repository: Path) -> Iterator[EmbeddedServer]:
+    """As `server`, and clients may share memory with it."""
+    pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
+    with EmbeddedServer(repository, client_shared_memory=True) as running:
+        running.wait_ready(60)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def misbehaving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """As `sharing`, but its U-Net answers wrongly, in the way that the timestep names: models/misbehaving.py."""
+    pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
+    copy = Path(shutil.copytree(repository, tmp_path_factory.mktemp("misbehaving") / "repository"))
+    shutil.copyfile(Path(__file__).parent / "models" / "misbehaving.py", copy / "unet" / "1" / "model.py")
+    with EmbeddedServer(copy, client_shared_memory=True) as running:
+        running.wait_ready(60)
+        yield running
+
+
+@pytest.fixture(scope="session")
 def in_process(bundle: Path) -> Iterator[OnnxExecutor]:
     executor = OnnxExecutor(Bundle.open(bundle), threads=1)
     yield executor

@@ -178,7 +178,7 @@ def test_a_grpc_reply_with_too_few_bytes_is_invalid_and_names_the_known_cause(mo
     transport = GrpcTransport("127.0.0.1:1", 1)
     reply = service_pb2.ModelInferResponse(raw_output_contents=[b""])
     reply.outputs.add(name="noise", datatype="FP32", shape=[1, 4])
-    monkeypatch.setattr(transport._stub, "ModelInfer", lambda *_, **__: reply)
+    monkeypatch.setattr(transport, "_infer", lambda *_, **__: reply.SerializeToString())
     with pytest.raises(InvalidReply, match=r"size 0 into shape .*numpy<2"):
         transport.infer("unet", {})
 

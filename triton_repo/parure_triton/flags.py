@@ -15,8 +15,7 @@ def locked_down(admin_key: str, drain_seconds: int | str, *, client_shared_memor
 
     Models are those of the repository, loaded once, configured as written. The server is ready only when all of them
     are, and after SIGTERM calls in flight have `drain_seconds` (a number, or what a template puts there).
-    `client_shared_memory` lets clients on the same host
-    register regions: for trusted ones only.
+    `client_shared_memory` lets clients on the same host register regions: for trusted ones only.
     """
     closed = [api for api in CLOSED_APIS if not (client_shared_memory and api == "shared-memory")]
     restricted = f"{','.join(closed)}:{ADMIN_HEADER}={admin_key}"

@@ -44,8 +44,8 @@ class Addresses:
 class EmbeddedServer:
     """A Triton server of this process, on loopback only, from `with` to its end. Ports 0 are chosen.
 
-    Models are loaded once and stay; model control, shared memory registration, statistics, trace and logging
-    are closed to clients. Leaving drains calls in flight, ends the whole process group and removes every trace.
+    Models are loaded once and stay; model control, shared memory registration (unless it is asked for), statistics,
+    trace and logging are closed to clients. Leaving drains calls in flight, ends the whole process group and removes every trace.
     """
 
     def __init__(
@@ -56,9 +56,12 @@ class EmbeddedServer:
         grpc_port: int = 0,
         metrics_port: int = 0,
         log: Path | None = None,
+        client_shared_memory: bool = False,
     ) -> None:
         """`repository`: what `write_repository` wrote. `log`: where to keep the server's log, else a temporary file.
 
+        `client_shared_memory` lets every client that reaches the ports have the server read and write any shared
+        memory of this user: for trusted clients on this host only.
         Raises `InputError` for a folder that is no repository, and an environment that cannot run Triton.
         """
         self._repository = Path(repository).resolve()
@@ -70,6 +73,7 @@ class EmbeddedServer:
         self._installation = Installation.find()
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._given_log = log
+        self._client_shared_memory = client_shared_memory
         self._shm_prefix = f"triton_python_backend_shm_region_{secrets.token_hex(6)}_"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -165,7 +169,9 @@ class EmbeddedServer:
             *(f"--{name}-address={HOST}" for name in self._ports),
             *(f"--{name}-port={port}" for name, port in self._ports.items()),
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            *locked_down(secrets.token_hex(16), DRAIN_SECONDS),  # a key that nobody knows
+            *locked_down(  # with a key that nobody knows
+                secrets.token_hex(16), DRAIN_SECONDS, client_shared_memory=self._client_shared_memory
+            ),
         ]
         try:
             stream = self.log.open("wb")
@@ -217,6 +223,7 @@ def serve(
     metrics_port: int = 8002,
     on_ready: Callable[[Addresses], None],
     log: Path | None = None,
+    client_shared_memory: bool = False,
 ) -> None:
     """Serve `repository` until SIGINT or SIGTERM, then drain and return; a second signal ends the server at once.
 
@@ -225,7 +232,12 @@ def serve(
     """
     with _StopSignals() as signals:
         server = EmbeddedServer(
-            repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log
+            repository,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            log=log,
+            client_shared_memory=client_shared_memory,
         )
         signals.on_second = server.kill
         with server:

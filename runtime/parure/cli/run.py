@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parure.cli.common import make_folder
 from parure.geometry import Box
 from parure.image import load_image, save_png
+from parure.locality import megabytes
 from parure.pictures import mask_strip
 from parure.tryon import Backend, Result, TryOn, open_tryon
 
@@ -36,10 +38,13 @@ from parure.tryon import Backend, Result, TryOn, open_tryon
     help="What runs a bundle in this process.",
 )
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds for one call to a server.")
+@click.option("--shared-memory", is_flag=True, help="Share memory with a server of this host that allows it.")
+@click.option("--allow-wire-features", is_flag=True, help="Let the client loop's tensors cross the network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
-    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, as_json: bool,
+    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, shared_memory: bool,
+    allow_wire_features: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -47,7 +52,13 @@ def command(
     """
     parsed = Box.parse(box)
     make_folder(out)
-    with open_tryon(source, deadline=deadline, backend=backend) as tryon:
+    with open_tryon(
+        source,
+        deadline=deadline,
+        backend=backend,
+        shared_memory=shared_memory,
+        allow_wire_features=allow_wire_features,
+    ) as tryon:
         result = _run_with_progress(
             tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
         )
@@ -62,6 +73,7 @@ def command(
         "steps": len(result.masks),
         "seconds": {part: round(seconds, 4) for part, seconds in result.timings.items()},
         "calls": result.calls,
+        "wire_bytes": asdict(result.wire),
     }
     click.echo(json.dumps(report, indent=2) if as_json else _summary(report))
 
@@ -90,4 +102,8 @@ def _summary(report: dict[str, object]) -> str:
     parts = sorted(((p, s) for p, s in seconds.items() if p != "total"), key=lambda item: -item[1])
     lines = [f"{name:8} {report[name]}" for name in ("picture", "mask", "strip")]
     lines.append(f"{total:.2f} s over {report['transport']}: " + ", ".join(f"{p} {s:.2f}" for p, s in parts))
+    wire = report["wire_bytes"]
+    assert isinstance(wire, dict)
+    if any(wire.values()):
+        lines.append(f"{megabytes(wire['sent'])} sent, {megabytes(wire['received'])} received")
     return "\n".join(lines)

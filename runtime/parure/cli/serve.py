@@ -14,7 +14,8 @@ from parure.cli.common import needs
 @click.option("--http-port", default=8000, show_default=True)
 @click.option("--grpc-port", default=8001, show_default=True)
 @click.option("--metrics-port", default=8002, show_default=True)
-def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> None:
+@click.option("--client-shared-memory", is_flag=True, help="Let clients share memory; for trusted ones on this host.")
+def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int, client_shared_memory: bool) -> None:
     """Serve MODEL_REPOSITORY with the Triton server of the nvidia-pytriton wheel until Ctrl-C or SIGTERM."""
     with needs("serving", "cpu,serve"):
         from parure_triton.server import Addresses, serve
@@ -23,5 +24,12 @@ def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int)
         click.echo(f"ready\n  {addresses.grpc}\n  {addresses.http}\n  metrics {addresses.metrics}\nCtrl-C stops it")
 
     click.echo("starting Triton ...", err=True)
-    serve(repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, on_ready=on_ready)
+    serve(
+        repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        on_ready=on_ready,
+        client_shared_memory=client_shared_memory,
+    )
     click.echo("stopped", err=True)

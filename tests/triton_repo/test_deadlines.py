@@ -1,0 +1,87 @@
+"""Every call ends soon after its deadline, whatever the server does. How soon is measured by `parure_bench.deadlines`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from parure.errors import DeadlineExceeded
+from parure.shared_tensors import SharedMemory
+from parure.triton import TritonExecutor
+from parure_triton.server import EmbeddedServer
+
+DEADLINE = 0.5
+MARGIN = 1.0  # for a busy machine
+SLOW = 9  # as in models/misbehaving.py: longer than deadline and margin of a call
+WAYS = ["grpc", "http", "grpc shared", "http shared"]
+
+
+def unet_inputs(way: int = 0) -> dict[str, np.ndarray]:
+    return {"latents": np.ones((1, 4, 8, 8), np.float32), "timestep": np.full(1, way, np.float32)}
+
+
+@pytest.fixture(params=WAYS)
+def open_executor(request: pytest.FixtureRequest, misbehaving: EmbeddedServer) -> Callable[[], TritonExecutor]:
+    scheme, _, shared = request.param.partition(" ")
+    memory = SharedMemory(least=1) if shared else None
+    url = getattr(misbehaving.addresses, scheme)
+    return lambda: TritonExecutor(url, deadline=DEADLINE, shared_memory=memory)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def ends_in_time(call: Callable[[], object]) -> None:
+    since = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"within"):
+        call()
+    assert time.monotonic() - since < DEADLINE + MARGIN
+
+
+def test_every_call_to_a_stopped_server_ends(
+    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer
+) -> None:
+    with open_executor() as executor:
+        executor.run("unet", unet_inputs())
+        with stopped(misbehaving.pid):
+            for call in (
+                lambda: executor.run("unet", unet_inputs()),
+                lambda: executor.run("unet", {k: np.repeat(v, 3, axis=0) for k, v in unet_inputs().items()}),
+                lambda: executor.solver("ddim"),
+                executor.server_version,
+                open_executor,
+            ):
+                ends_in_time(call)
+        time.sleep(0.5)
+        assert np.array_equal(executor.run("unet", unet_inputs())["noise"], unet_inputs()["latents"])
+
+
+def test_closing_does_not_wait_for_a_stopped_server(
+    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer
+) -> None:
+    executor = open_executor()
+    with stopped(misbehaving.pid):
+        since = time.monotonic()
+        executor.close()
+        assert time.monotonic() - since < 1 + MARGIN
+    time.sleep(0.3)
+    open_executor().close()  # sweeps what the server had no time to forget
+
+
+def test_a_call_to_a_slow_model_ends(open_executor: Callable[[], TritonExecutor]) -> None:
+    with open_executor() as executor:
+        ends_in_time(lambda: executor.run("unet", unet_inputs(SLOW)))
+        time.sleep(1.5)
+        assert np.array_equal(executor.run("unet", unet_inputs())["noise"], unet_inputs()["latents"])
