@@ -11,6 +11,7 @@
     ├── ExportError                  export could not keep its promise (parity, unsupported module)
     ├── ServerError                  something about an inference server
     │   ├── ServerUnavailable        no server answers; may be retried
+    │   │   └── ServerBusy           a server that answers has no place left; the server loop retries by itself
     │   ├── DeadlineExceeded         the call did not finish in time
     │   ├── ModelUnavailable         the server lacks a component model, or it is not ready
     │   ├── BundleMismatch           the server serves another bundle than expected
@@ -67,6 +68,10 @@ class ServerError(ParureError):
 
 class ServerUnavailable(ServerError):
     """No server answers at the address, or it went away; the call may be retried."""
+
+
+class ServerBusy(ServerUnavailable):
+    """A server that answers takes no more work for now."""
 
 
 class DeadlineExceeded(ServerError):

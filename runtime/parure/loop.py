@@ -22,6 +22,14 @@ class Ornament:
     tokens: FloatArray
     features: FloatArray
 
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + self.features.nbytes
+
+    def absent(self) -> Ornament:
+        """What the unconditional pass of guidance sees: zeros for both."""
+        return Ornament(np.zeros_like(self.tokens), np.zeros_like(self.features))
+
 
 @dataclass(frozen=True)
 class Person:
@@ -85,6 +93,7 @@ def denoise(
     """Run the loop from noise to latents, a `Step` at a time. What the consumer does changes nothing."""
     solver = SolverState(table, noise.start)
     M_box, f_o = person.box_mask, ornament.features
+    absent = ornament.absent() if options.guidance != 1.0 else None
     alpha = ramp(len(table.timesteps)) * np.float32(options.mask_loop)
     M_pred, M_seen, f_m = M_box, None, None
     for k, timestep in enumerate(table.timesteps):
@@ -95,7 +104,7 @@ def denoise(
             M_seen = M
         assert f_m is not None
         z = solver.model_input(k)
-        eps = _guided(run, z, person, M, timestep, ornament, f_m, options.guidance)
+        eps = _guided(run, z, person, M, timestep, ornament, absent, f_m, options.guidance)
         denoised = solver.denoised(k, eps)
         solver.step(k, eps, noise.at(k))
         yield Step(k, len(table.timesteps), solver.sample, denoised, M, M_pred)
@@ -103,13 +112,13 @@ def denoise(
 
 def _guided(
     run: ComponentRunner, z: FloatArray, person: Person, M: FloatArray, timestep: np.float32,
-    ornament: Ornament, f_m: FloatArray, guidance: float,
+    ornament: Ornament, absent: Ornament | None, f_m: FloatArray, guidance: float,
 ) -> FloatArray:  # fmt: skip
-    """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees zero tokens and ornament features."""
+    """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees the ornament `absent`."""
     t = np.full(1, timestep, np.float32)
-    z_m, c, f_o = person.masked_latents, ornament.tokens, ornament.features
-    eps = run.unet(z, z_m, M, t, c, f_o, f_m)
-    if guidance == 1.0:
+    z_m = person.masked_latents
+    eps = run.unet(z, z_m, M, t, ornament.tokens, ornament.features, f_m)
+    if absent is None:
         return eps
-    eps_u = run.unet(z, z_m, M, t, np.zeros_like(c), np.zeros_like(f_o), f_m)
+    eps_u = run.unet(z, z_m, M, t, absent.tokens, absent.features, f_m)
     return eps_u + np.float32(guidance) * (eps - eps_u)

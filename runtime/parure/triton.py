@@ -76,9 +76,9 @@ class TritonExecutor:
         """As `Executor.run`; raises `InputError` for inputs that are not what the manifest says."""
         spec = self._components.get(component) or self.manifest.component(component)
         batch = _check_inputs(spec, inputs, self.manifest.max_batch)
-        reply = self._infer(component, {t.name: inputs[t.name].reshape(_wire_shape(t, batch)) for t in spec.inputs})
+        reply = self._infer(component, {t.name: inputs[t.name].reshape(wire_shape(t, batch)) for t in spec.inputs})
         subject = f"{component} on {self.url}"
-        return {t.name: _decode(reply.get(t.name), t, batch, subject) for t in spec.outputs}
+        return {t.name: decoded(reply.get(t.name), t, batch, subject) for t in spec.outputs}
 
     def solver(self, name: str) -> Solver:
         """The solver `name` of the manifest; its grid comes from the server and is verified."""
@@ -188,16 +188,16 @@ def _check_inputs(component: Component, inputs: Arrays, max_batch: int) -> int:
     return batch
 
 
-def _wire_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+def wire_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     """A per-sample scalar travels as [B, 1]: Triton has no tensors without dimensions."""
     return (batch, *(spec.shape or (1,)))
 
 
-def _decode(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> Array:
+def decoded(array: Array | None, spec: TensorSpec, batch: int, subject: str) -> Array:
     """[B, ...] as the manifest says; raises `InvalidReply` unless it is, and finite."""
     if array is None:
         raise InvalidReply(f"{subject}: output {spec.name} is missing; the server runs another model; restart it")
-    shape = _wire_shape(spec, batch)
+    shape = wire_shape(spec, batch)
     if array.dtype != spec.dtype or array.shape != shape:
         raise InvalidReply(
             f"{subject}: output {spec.name} is {array.dtype} {list(array.shape)}; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ from parure.errors import (
 from parure.executor import Array, Arrays
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
-_HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = "Inference-Header-Content-Length"
 _CHUNK = 1 << 20
 _CONNECTIONS = 32  # that are kept for reuse
 _CHANNEL_OPTIONS = [
@@ -74,7 +74,13 @@ class HttpStatus(Exception):
         self.status = status
 
 
-def open_transport(url: str, deadline: float) -> Transport:
+def open_transport(
+    url: str,
+    deadline: float,
+    *,
+    grpc_kind: Callable[[str, float], Transport] | None = None,
+    http_kind: Callable[[str, int, float], Transport] | None = None,
+) -> Transport:
     """The transport for `grpc://host[:port]` or `http://host[:port]`; nothing is sent. Raises `InputError`."""
     try:
         parts = urlsplit(url)
@@ -86,8 +92,8 @@ def open_transport(url: str, deadline: float) -> Transport:
         raise InputError(f"{url!r} is not the URL of a server; expected grpc://HOST:PORT or http://HOST:PORT")
     if parts.scheme == "grpc":
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return GrpcTransport(f"{host}:{port}", deadline)
-    return HttpTransport(parts.hostname, port, deadline)
+        return (grpc_kind or GrpcTransport)(f"{host}:{port}", deadline)
+    return (http_kind or HttpTransport)(parts.hostname, port, deadline)
 
 
 class GrpcTransport:
@@ -147,21 +153,21 @@ class HttpTransport:
             described.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
             described[-1].set_data_from_numpy(array)
         body, header_length = InferenceServerClient.generate_request_body(described)
-        headers = {_HEADER_LENGTH: str(header_length)}
+        headers = {HEADER_LENGTH: str(header_length)}
         reply_headers, reply = self._call("POST", f"/v2/models/{model}/infer", body, headers)
-        with _well_formed(model):
-            result = InferenceServerClient.parse_response_body(reply, header_length=int(reply_headers[_HEADER_LENGTH]))
+        with well_formed(model):
+            result = InferenceServerClient.parse_response_body(reply, header_length=int(reply_headers[HEADER_LENGTH]))
             outputs = {output["name"]: output for output in result.get_response()["outputs"]}
             return {name: result.as_numpy(name) for name in outputs}
 
     def parameters(self, model: str) -> dict[str, str]:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
-        with _well_formed(model):
+        with well_formed(model):
             return {key: str(value["string_value"]) for key, value in json.loads(reply)["parameters"].items()}
 
     def version(self) -> str:
         _, reply = self._call("GET", "/v2")
-        with _well_formed("metadata"):
+        with well_formed("metadata"):
             return str(json.loads(reply)["version"])
 
     def live(self) -> bool:
@@ -199,12 +205,12 @@ class HttpTransport:
 
 
 def _array(model: str, name: str, datatype: str, shape: Any, content: bytes) -> Array:
-    with _well_formed(model):
+    with well_formed(model):
         return np.frombuffer(content, triton_to_np_dtype(datatype)).reshape(tuple(shape))
 
 
 @contextmanager
-def _well_formed(model: str) -> Iterator[None]:
+def well_formed(model: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,10 +12,11 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import jinja2
 from google.protobuf import text_format  # type: ignore[import-untyped]
@@ -25,6 +26,8 @@ from parure.bundle import Bundle
 from parure.errors import BundleError, InputError, ServerError
 from parure.manifest import MANIFEST_NAME, Component, Precision, TensorSpec
 from parure.triton import BUNDLE_PARAMETER, FILE_INPUT, FILE_OUTPUT, MANIFEST_MODEL, wire_type
+from parure_triton.loop_model.meeting import MET
+from parure_triton.tryon_models import INPUTS, MODELS, OUTPUTS, LoopOptions, data_type
 
 _HERE = Path(__file__).parent
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -37,6 +40,7 @@ class ModelTensor:
     name: str
     data_type: str
     dims: tuple[int, ...]
+    optional: bool = False
 
     @classmethod
     def of(cls, spec: TensorSpec) -> ModelTensor:
@@ -55,18 +59,23 @@ class Model:
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
     parameters: dict[str, str] = field(default_factory=dict)
+    queue_delay: int = 0
+    decoupled: bool = False
 
 
-def write_repository(bundle: Path, out: Path, *, instances: int = 1, threads: int | None = None) -> None:
+def write_repository(
+    bundle: Path, out: Path, *, instances: int = 1, threads: int | None = None, loop: LoopOptions | None = None
+) -> None:
     """Write the model repository of the bundle at `bundle` to `out`, whole or not at all.
 
     `instances` of every component, each with `threads` CPU threads (None: as many as the server's host has, as
-    in-process). An earlier repository of parure at `out` is replaced. Raises `BundleError` for a bundle that fails
+    in-process). `loop` bounds the server loop, the models `tryon` and `tryon_unary`. An earlier repository of parure at `out` is replaced. Raises `BundleError` for a bundle that fails
     verification, `InputError` where `out` holds anything else or cannot be written.
     """
     for name, value in (("instances", instances), ("threads", threads)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; expected a whole number from 1 on")
+    loop = loop or LoopOptions()
     opened = Bundle.open(bundle)
     if opened.manifest.precision is Precision.BF16:
         raise InputError(
@@ -75,8 +84,12 @@ def write_repository(bundle: Path, out: Path, *, instances: int = 1, threads: in
     out = out.resolve()
     with _replacing(out) as staging:
         for component in opened.manifest.components:
-            _write_component(opened, component, staging, instances, threads or 0)
+            _write_component(
+                opened, component, staging, instances, threads or 0, loop.queue_delay * (component.name in MET)
+            )
         _write_manifest_model(opened, staging)
+        for name in MODELS:
+            _write_loop_model(opened, name, staging, loop)
 
 
 def render_config(model: Model) -> str:
@@ -94,8 +107,10 @@ def render_config(model: Model) -> str:
 def _compare(model: Model, parsed: ModelConfig) -> None:
     """Field by field: what was asked for against what Triton will read."""
 
-    def tensors(side: object) -> tuple[ModelTensor, ...]:
-        return tuple(ModelTensor(t.name, DataType.Name(t.data_type), tuple(t.dims)) for t in side)  # type: ignore[attr-defined]
+    def tensors(side: Iterable[Any]) -> tuple[ModelTensor, ...]:
+        return tuple(
+            ModelTensor(t.name, DataType.Name(t.data_type), tuple(t.dims), getattr(t, "optional", False)) for t in side
+        )
 
     found = {
         "name": (parsed.name, model.name),
@@ -105,6 +120,11 @@ def _compare(model: Model, parsed: ModelConfig) -> None:
         "outputs": (tensors(parsed.output), model.outputs),
         "instances": ([group.count for group in parsed.instance_group], [model.instances]),
         "dynamic_batching": (parsed.HasField("dynamic_batching"), model.max_batch > 0),
+        "queue_delay": (
+            parsed.dynamic_batching.max_queue_delay_microseconds,
+            model.queue_delay if model.max_batch else 0,
+        ),
+        "decoupled": (parsed.model_transaction_policy.decoupled, model.decoupled),
         "parameters": ({k: v.string_value for k, v in parsed.parameters.items()}, model.parameters),
     }
     for name, (actual, expected) in found.items():
@@ -115,11 +135,13 @@ def _compare(model: Model, parsed: ModelConfig) -> None:
             )
 
 
-def _write_component(bundle: Bundle, component: Component, root: Path, instances: int, threads: int) -> None:
-    if not _MODEL_NAME.fullmatch(component.name) or component.name == MANIFEST_MODEL:
+def _write_component(
+    bundle: Bundle, component: Component, root: Path, instances: int, threads: int, queue_delay: int
+) -> None:
+    if not _MODEL_NAME.fullmatch(component.name) or component.name in (MANIFEST_MODEL, *MODELS):
         raise BundleError(
             f"component {component.name!r} cannot be served under this name; "
-            f"use letters, digits, '_', '-' and '.', and not {MANIFEST_MODEL!r}"
+            f"use letters, digits, '_', '-' and '.', and not {', '.join((MANIFEST_MODEL, *MODELS))}"
         )
     # External data stands beside its graph, and its name begins with the graph's.
     files = [name for name in bundle.manifest.files if name.startswith(component.graph)]
@@ -139,6 +161,7 @@ def _write_component(bundle: Bundle, component: Component, root: Path, instances
             "threads": str(threads),
         }
         | hashes,
+        queue_delay=queue_delay,
     )
     version = _write_model(model, root, "component.py")
     for name in files:
@@ -155,7 +178,25 @@ def _write_manifest_model(bundle: Bundle, root: Path) -> None:
         outputs=(ModelTensor(FILE_OUTPUT, "TYPE_UINT8", (-1,)),),
         parameters={BUNDLE_PARAMETER: bundle.identity},
     )
-    version = _write_model(model, root, "manifest.py")
+    _write_files(bundle, _write_model(model, root, "manifest.py"))
+
+
+def _write_loop_model(bundle: Bundle, name: str, root: Path, loop: LoopOptions) -> None:
+    model = Model(
+        name=name,
+        bundle=bundle.identity,
+        max_batch=0,
+        instances=1,
+        inputs=tuple(ModelTensor(t.name, data_type(t), t.dims, t.optional) for t in INPUTS),
+        outputs=tuple(ModelTensor(t.name, data_type(t), t.dims) for t in OUTPUTS),
+        parameters={BUNDLE_PARAMETER: bundle.identity} | loop.parameters(),
+        decoupled=MODELS[name],
+    )
+    _write_files(bundle, _write_model(model, root, "tryon.py"))
+
+
+def _write_files(bundle: Bundle, version: Path) -> None:
+    """The manifest and the solvers' grids."""
     for name in (MANIFEST_NAME, *(solver.grid for solver in bundle.manifest.solvers)):
         if name != MANIFEST_NAME and name not in bundle.manifest.files:
             raise BundleError(f"bundle {bundle.root}: solver grid {name} has no hash; export the bundle again")

@@ -60,7 +60,7 @@ def run_demo(out: Path, say: Say, *, steps: int | None = None, triplets: int = H
         server.wait_ready()
         with open_tryon(server.addresses.grpc) as tryon:
             results = [_shoot(tryon, shot, steps, out, say) for shot in shots]
-            transport = tryon.executor.name
+            transport = tryon.loop.name
         version = server.version
     say("comparing with the in-process executor")
     with open_tryon(bundle) as tryon:
@@ -116,7 +116,7 @@ def _ornament(kind: Kind, seed: int) -> Pixels:
 
 def _shoot(tryon: TryOn, shot: Shot, steps: int | None, out: Path, say: Say) -> Result:
     result = tryon(shot.photo, shot.ornament, shot.box, steps=steps)
-    say(f"{shot.title.lower()}: {result.timings['total']:.1f} s over {tryon.executor.name}")
+    say(f"{shot.title.lower()}: {result.timings['total']:.1f} s over {tryon.loop.name}")
     save_png(out / f"{shot.name}.png", np.asarray(result.image))
     save_png(out / f"{shot.name}_mask.png", np.asarray(result.mask))
     save_png(out / f"{shot.name}_strip.png", mask_strip(shot.photo, result))

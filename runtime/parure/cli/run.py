@@ -51,7 +51,7 @@ def command(
         result = _run_with_progress(
             tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
         )
-        transport = tryon.executor.name
+        transport = tryon.loop.name
     paths = {name: out / f"{name}.png" for name in ("picture", "mask", "strip")}
     save_png(paths["picture"], np.asarray(result.image))
     save_png(paths["mask"], np.asarray(result.mask))

@@ -1,0 +1,151 @@
+"""The loop on the server: one request per picture, to the models `tryon` (gRPC, streaming) or `tryon_unary` (HTTP)."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import stamina
+
+from parure.errors import (
+    BundleMismatch,
+    DeadlineExceeded,
+    InvalidReply,
+    ModelUnavailable,
+    RequestError,
+    ServerBusy,
+)
+from parure.executor import Array
+from parure.local_loop import LocalLoop, Loop, Preview, Seen, Solvers
+from parure.manifest import Manifest
+from parure.request import Request
+from parure.server_calls import PictureCalls, Responses, open_calls, picture_errors
+from parure.tracing import current_traceparent
+from parure.triton import BUNDLE_PARAMETER, TritonExecutor
+from parure.triton_transport import translated
+from parure.tryon_wire import AT_WORK_PARAMETER, TRYON_MODEL, WAITING_PARAMETER, call_tensors, read_seen
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many pictures the server takes at once: in work, and waiting behind them."""
+
+    at_work: int
+    waiting: int
+
+
+def open_remote(url: str, deadline: float, where: str | None) -> Loop:
+    """The loop for the server at `url`; `where` as in `open_tryon`. Raises as `TritonExecutor`."""
+    calls = open_calls(url, deadline)
+    executor = TritonExecutor(url, deadline=deadline, transport=calls)
+    try:
+        if where != "client":
+            try:
+                return ServerLoop(executor, calls, deadline)
+            except ModelUnavailable:
+                if where == "server":
+                    raise
+        return LocalLoop(executor, Solvers(executor.solver))
+    except BaseException:
+        executor.close()
+        raise
+
+
+class ServerLoop:
+    """Asks the server for whole pictures. Safe to share between threads.
+
+    No more requests are under way at once than the server takes, so one client alone is never refused. Where others
+    have filled the server, the request is repeated with jitter until the deadline; nothing else is repeated.
+    """
+
+    def __init__(self, executor: TritonExecutor, calls: PictureCalls, deadline: float) -> None:
+        """Raises `ModelUnavailable` where the server has no server loop, `BundleMismatch` for one of another bundle."""
+        self._executor, self._calls, self._deadline = executor, calls, deadline
+        self.capacity = self._served_capacity()
+        self._places = threading.BoundedSemaphore(self.capacity.at_work + self.capacity.waiting)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._executor.manifest
+
+    @property
+    def name(self) -> str:
+        return self._executor.name
+
+    def run(self, request: Request, preview: Preview | None) -> Iterator[Seen]:
+        """As `Loop.run`; the deadline covers the whole picture, waiting included."""
+        if preview not in (None, "none") and not self._calls.streams:
+            raise RequestError(
+                f"preview is {preview!r}, but over HTTP Triton does not stream; use grpc://, loop='client', or "
+                "preview='none'"
+            )
+        return self._run(request, preview)
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _run(self, request: Request, preview: Preview | None) -> Iterator[Seen]:
+        since = time.monotonic()
+        if not self._places.acquire(timeout=self._deadline):
+            raise DeadlineExceeded(
+                f"the picture found no place at {self._executor.url} within {self._deadline:g} s: this client has "
+                f"{self.capacity.at_work + self.capacity.waiting} under way; raise the deadline, or add servers"
+            )
+        try:
+            responses = self._started(request, preview, since + self._deadline)
+            try:
+                yield from self._seen(responses, request, since)
+            finally:
+                responses.close()
+        finally:
+            self._places.release()
+
+    def _started(self, request: Request, preview: Preview | None, until: float) -> Responses:
+        """Responses whose first one has come: from then on the server works on it, and it is not repeated."""
+        identifier, trace = uuid.uuid4().hex, current_traceparent()
+        for attempt in stamina.retry_context(
+            on=ServerBusy, attempts=None, timeout=self._left(until), wait_initial=0.1, wait_max=2.0
+        ):
+            with attempt, self._errors():
+                left = self._left(until)
+                inputs = call_tensors(request, preview, left, self.manifest.geometry)
+                return self._calls.start(inputs, left, identifier, trace)
+        raise AssertionError("the retry ended without an attempt")
+
+    def _seen(self, responses: Responses, request: Request, since: float) -> Iterator[Seen]:
+        while True:
+            with self._errors():
+                outputs: dict[str, Array] | None = next(responses, None)
+            if outputs is None:
+                raise InvalidReply(f"model {TRYON_MODEL!r} at {self._executor.url} ended without a picture")
+            seen = read_seen(outputs, request, self.manifest.geometry)
+            if seen.made is None:
+                yield seen
+                continue
+            seconds = seen.made.seconds
+            network = time.monotonic() - since - seconds["total"] - seconds["queue"]
+            seconds |= {"network": max(network, 0.0), "total": time.monotonic() - since}
+            yield seen
+            return
+
+    def _served_capacity(self) -> Capacity:
+        subject = f"model {TRYON_MODEL!r} at {self._executor.url}"
+        with translated(subject, self._deadline):
+            parameters = self._calls.parameters(TRYON_MODEL)
+        served = parameters.get(BUNDLE_PARAMETER, "none")
+        if served != self._executor.identity:
+            raise BundleMismatch(
+                f"{subject} comes from bundle {served[:12]}..., the manifest there from "
+                f"{self._executor.identity[:12]}...; write the repository again and restart the server"
+            )
+        return Capacity(int(parameters[AT_WORK_PARAMETER]), int(parameters[WAITING_PARAMETER]))
+
+    def _left(self, until: float) -> float:
+        return max(until - time.monotonic(), 0.001)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return picture_errors(self._calls, f"model {TRYON_MODEL!r} at {self._executor.url}", self._deadline)
