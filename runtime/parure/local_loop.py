@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -50,6 +50,8 @@ class Seen:
 class Loop(Protocol):
     """Where pictures are made: `LocalLoop` over an executor, or `ServerLoop`."""
 
+    place: Literal["client", "server"]
+
     @property
     def manifest(self) -> Manifest: ...
 
@@ -57,7 +59,7 @@ class Loop(Protocol):
     def name(self) -> str:
         """How it is reached, as `Executor.name`."""
 
-    def run(self, request: Request, preview: Preview | None) -> Iterator[Seen]:
+    def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """A picture, step by step; closing the iterator gives it up. `preview` None: only the last step matters."""
 
     def close(self) -> None: ...
@@ -81,6 +83,8 @@ class Solvers:
 class LocalLoop:
     """The loop in this process, over an executor whose components may run anywhere."""
 
+    place: Literal["client", "server"] = "client"
+
     def __init__(self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None) -> None:
         self.executor = executor
         self.ornaments = OrnamentCache() if ornaments is None else ornaments
@@ -94,7 +98,9 @@ class LocalLoop:
     def name(self) -> str:
         return self.executor.name
 
-    def run(self, request: Request, preview: Preview | None, watch: Stopwatch | None = None) -> Iterator[Seen]:
+    def run(
+        self, request: Request, preview: Preview | None, watch: Stopwatch | None = None
+    ) -> Generator[Seen, None, None]:
         """As `Loop.run`; `watch` is told what takes how long, also where the picture fails."""
         run = ComponentRunner(self.executor, watch or Stopwatch())
         table = self._solvers[request.solver].table(request.steps)

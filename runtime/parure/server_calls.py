@@ -16,7 +16,7 @@ from tritonclient.utils import (  # type: ignore[import-untyped]
     triton_to_np_dtype,
 )
 
-from parure.errors import DeadlineExceeded, InvalidReply, ServerBusy, ServerUnavailable
+from parure.errors import CallRefused, DeadlineExceeded, InvalidReply, ServerBusy, ServerUnavailable
 from parure.executor import Array, Arrays
 from parure.triton_transport import (
     HEADER_LENGTH,
@@ -128,6 +128,8 @@ class HttpCalls(HttpTransport):
 def _responses(call: Any) -> Responses:
     try:
         for message in call:
+            if message.error_message:  # what Triton refuses before the model sees it has no status code in a stream
+                raise CallRefused(f"model {TRYON_MODEL!r} refused the call ({message.error_message})")
             reply = message.infer_response
             if len(reply.raw_output_contents) != len(reply.outputs):
                 raise InvalidReply(f"model {TRYON_MODEL!r} declared {len(reply.outputs)} outputs and sent others")

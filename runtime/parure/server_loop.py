@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import stamina
 
@@ -62,6 +63,8 @@ class ServerLoop:
     have filled the server, the request is repeated with jitter until the deadline; nothing else is repeated.
     """
 
+    place: Literal["client", "server"] = "server"
+
     def __init__(self, executor: TritonExecutor, calls: PictureCalls, deadline: float) -> None:
         """Raises `ModelUnavailable` where the server has no server loop, `BundleMismatch` for one of another bundle."""
         self._executor, self._calls, self._deadline = executor, calls, deadline
@@ -76,7 +79,7 @@ class ServerLoop:
     def name(self) -> str:
         return self._executor.name
 
-    def run(self, request: Request, preview: Preview | None) -> Iterator[Seen]:
+    def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """As `Loop.run`; the deadline covers the whole picture, waiting included."""
         if preview not in (None, "none") and not self._calls.streams:
             raise RequestError(
@@ -88,7 +91,7 @@ class ServerLoop:
     def close(self) -> None:
         self._executor.close()
 
-    def _run(self, request: Request, preview: Preview | None) -> Iterator[Seen]:
+    def _run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         since = time.monotonic()
         if not self._places.acquire(timeout=self._deadline):
             raise DeadlineExceeded(
@@ -116,7 +119,7 @@ class ServerLoop:
                 return self._calls.start(inputs, left, identifier, trace)
         raise AssertionError("the retry ended without an attempt")
 
-    def _seen(self, responses: Responses, request: Request, since: float) -> Iterator[Seen]:
+    def _seen(self, responses: Responses, request: Request, since: float) -> Generator[Seen, None, None]:
         while True:
             with self._errors():
                 outputs: dict[str, Array] | None = next(responses, None)

@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from parure.errors import (
+    CallRefused,
     DeadlineExceeded,
     InputError,
     InvalidReply,
@@ -231,12 +232,19 @@ _BY_GRPC_CODE: dict[Any, type[ServerError]] = {
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.NOT_FOUND: ModelUnavailable,
+    grpc.StatusCode.INVALID_ARGUMENT: CallRefused,
 }
-_BY_HTTP_STATUS: dict[int, type[ServerError]] = {404: ModelUnavailable, 503: ServerUnavailable, 504: DeadlineExceeded}
+_BY_HTTP_STATUS: dict[int, type[ServerError]] = {
+    400: CallRefused,
+    404: ModelUnavailable,
+    503: ServerUnavailable,
+    504: DeadlineExceeded,
+}
 _ADVICE: dict[type[ServerError], str] = {
     ServerUnavailable: "{subject} cannot be reached ({what}); start it with `parure serve MODEL_REPOSITORY`, or retry",
     DeadlineExceeded: "{subject} did not answer within {deadline:g} s; raise the deadline, or see the server's load",
     ModelUnavailable: "{subject} is not there or not ready ({what}); serve the repository that `parure repo` wrote",
+    CallRefused: "{subject} refused the call as wrong ({what}); is it of another version of parure?",
     ServerError: "{subject} refused the call ({what}); see the server's log",
 }
 

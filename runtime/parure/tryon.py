@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from parure.errors import InputError
 from parure.executor import Executor, FloatArray
 from parure.geometry import Box, Region, region_alpha
 from parure.image import Pixels, Source
-from parure.local_loop import LocalLoop, Loop, Made, Preview, Solvers
+from parure.local_loop import LocalLoop, Loop, Made, Preview, Seen, Solvers
 from parure.manifest import Geometry, Manifest
 from parure.request import Asked, Request, read_request
 from parure.solver import Solver
@@ -93,7 +94,8 @@ class TryOn:
         Raises `ImageError`, `BoxError`, `RequestError` before any work; `ServerError` where a server fails.
         """
         asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
-        for progress in self._run(read_request(asked, self.manifest), None):
+        request = read_request(asked, self.manifest)
+        for progress in self._progress(request, self.loop.run(request, None)):
             if progress.result is not None:
                 return progress.result
         raise AssertionError("the loop ended without a result")
@@ -118,12 +120,14 @@ class TryOn:
         Closing the iterator gives the picture up.
         """
         asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
-        return self._run(read_request(asked, self.manifest), preview)
+        request = read_request(asked, self.manifest)
+        return self._progress(request, self.loop.run(request, preview))
 
-    def _run(self, request: Request, preview: Preview | None) -> Iterator[Progress]:
-        for seen in self.loop.run(request, preview):
-            result = None if seen.made is None else compose(request, seen.made, self.manifest.geometry)
-            yield Progress(seen.step, seen.steps, seen.mask, seen.preview, result)
+    def _progress(self, request: Request, steps: Generator[Seen, None, None]) -> Iterator[Progress]:
+        with closing(steps):
+            for seen in steps:
+                result = None if seen.made is None else compose(request, seen.made, self.manifest.geometry)
+                yield Progress(seen.step, seen.steps, seen.mask, seen.preview, result)
 
     def close(self) -> None:
         """Release the executor; the object cannot be used afterwards."""

@@ -103,6 +103,9 @@ def call_tensors(request: Request, preview: Preview | None, deadline: float, geo
 
 def read_call(inputs: Mapping[str, Array]) -> Call:
     """What `inputs` ask for, by name; raises `RequestError` naming the field. Pictures are not decoded yet."""
+    for tensor in INPUTS:
+        if tensor.name not in inputs and not tensor.optional:
+            raise RequestError(f"{tensor.name} is missing; expected {tensor.datatype} {list(tensor.dims)}; send it")
     for name in _PICTURES:
         if name in inputs and inputs[name].size > MAX_BYTES:
             raise RequestError(

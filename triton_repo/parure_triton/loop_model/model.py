@@ -62,6 +62,7 @@ class TritonPythonModel:
         self.desk = Desk(int(parameters[AT_WORK_PARAMETER]), int(parameters[WAITING_PARAMETER]), metrics.places)
 
     def execute(self, requests: list[Any]) -> None:
+        """Raises nothing: with responses to come, an exception here makes Triton 2.51 answer twice, and crash."""
         for request in requests:
             picture = Picture.of(request, self.shop)
             try:
@@ -71,6 +72,9 @@ class TritonPythonModel:
                 picture.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)
             except Full:
                 picture.refuse("full", self._full(), pb_utils.TritonError.UNAVAILABLE)
+            except Exception as error:
+                self.shop.log.exception("error", extra={"fields": {"request_id": picture.request_id}})
+                picture.refuse("failed", f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
 
     def finalize(self) -> None:
         self.desk.close()
