@@ -110,13 +110,21 @@ class ServerLoop:
     def _started(self, request: Request, preview: Preview | None, until: float) -> Responses:
         """Responses whose first one has come: from then on the server works on it, and it is not repeated."""
         identifier, trace = uuid.uuid4().hex, current_traceparent()
+        busy: ServerBusy | None = None
         for attempt in stamina.retry_context(
             on=ServerBusy, attempts=None, timeout=self._left(until), wait_initial=0.1, wait_max=2.0
         ):
-            with attempt, self._errors():
-                left = self._left(until)
-                inputs = call_tensors(request, preview, left, self.manifest.geometry)
-                return self._calls.start(inputs, left, identifier, trace)
+            with attempt:
+                try:
+                    with self._errors():
+                        left = self._left(until)
+                        inputs = call_tensors(request, preview, left, self.manifest.geometry)
+                        return self._calls.start(inputs, left, identifier, trace)
+                except ServerBusy as error:
+                    busy = error
+                    raise
+                except DeadlineExceeded as error:
+                    raise busy or error from error.__cause__  # the reason that there was no time left
         raise AssertionError("the retry ended without an attempt")
 
     def _seen(self, responses: Responses, request: Request, since: float) -> Generator[Seen, None, None]:

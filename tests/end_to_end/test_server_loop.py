@@ -169,7 +169,7 @@ def test_eight_pictures_share_batches_and_each_is_as_if_alone(
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda seed: remote(photo, ornament, BOX, steps=20, seed=seed), range(8)))
     more_calls, more_runs = counts()
-    assert more_calls - calls == 8 * 20
+    assert more_calls - calls == sum(result.calls["unet"] for result in results) >= 8 * 20
     assert (more_calls - calls) / (more_runs - runs) >= 4
     for seed, result in enumerate(results):
         alone = local(photo, ornament, BOX, steps=20, seed=seed)
