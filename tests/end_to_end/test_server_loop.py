@@ -331,6 +331,34 @@ def test_an_oversize_picture_is_invalid_argument(stub: Any, ornament: Pixels) ->
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "16400 x 8" in caught.value.details()
 
 
+@pytest.mark.parametrize("model", ["tryon", "tryon_unary"])
+def test_garbage_where_a_word_should_be_is_refused(model: str, stub: Any, photo: Pixels, ornament: Pixels) -> None:
+    message = request(photo, ornament, model, {"solver": np.array([b"ddim"], object)})
+    for content in (b"\xff\xff\xff\x7fddim", b"dd", b"\x02\x00\x00\x00\xff\xfe"):
+        message.raw_input_contents[-1] = content
+        if model == "tryon":
+            (reply,) = stub.ModelStreamInfer(iter([message]), timeout=10)
+            assert "solver" in reply.error_message
+            continue
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(message, timeout=10)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "solver" in caught.value.details()
+
+
+def test_shared_memory_does_not_grow_with_the_pictures(
+    server: EmbeddedServer, remote: parure.TryOn, photo: Pixels, ornament: Pixels
+) -> None:
+    def regions() -> int:
+        return sum(path.stat().st_size for path in Path("/dev/shm").glob(f"{server._shm_prefix}*"))
+
+    sizes = []
+    for _ in range(3):
+        with ThreadPoolExecutor(AT_WORK) as pool:
+            list(pool.map(lambda seed: remote(photo, ornament, BOX, steps=2, seed=seed), range(2 * AT_WORK)))
+        sizes.append(regions())
+    assert sizes[2] == sizes[1]
+
+
 def test_after_all_that_the_server_still_makes_the_same_picture(
     remote: parure.TryOn, local: parure.TryOn, photo: Pixels, ornament: Pixels
 ) -> None:

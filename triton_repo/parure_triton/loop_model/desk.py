@@ -31,6 +31,7 @@ class Desk:
         self._jobs: dict[Future[None], Job] = {}
         self._running = 0
         self._lock = threading.Lock()
+        self._telling = threading.Lock()  # else an older count could be told last
 
     def take(self, job: Job) -> None:
         """Raises `Full`. A job in the queue whose caller is gone makes room."""
@@ -71,6 +72,7 @@ class Desk:
                 job.work()  # answers that it was given up
 
     def _tell(self) -> None:
-        with self._lock:
-            at_work, known = self._running, len(self._jobs)
-        self._on_change(at_work, max(known - at_work, 0))
+        with self._telling:
+            with self._lock:
+                at_work, known = self._running, len(self._jobs)
+            self._on_change(at_work, max(known - at_work, 0))

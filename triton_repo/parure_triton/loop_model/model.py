@@ -64,9 +64,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Raises nothing: with responses to come, an exception here makes Triton 2.51 answer twice, and crash."""
         for request in requests:
-            picture = Picture.of(request, self.shop)
+            picture = Picture(self.shop, request.get_response_sender())
             try:
-                picture.read()  # a wrong request does not wait for its refusal
+                picture.read(request)  # a wrong request does not wait for its refusal
                 self.desk.take(picture)
             except ParureError as error:
                 picture.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -46,32 +47,19 @@ class Shop:
 
 @dataclass
 class Picture:
-    """A request of Triton's on its way. Its inputs were copied: nothing of the server's memory is held."""
+    """A request of Triton's on its way. Its inputs are copied: nothing of the server's memory is held."""
 
     shop: Shop
     sender: Any
-    inputs: dict[str, Array]
-    wanted_outputs: frozenset[str]
-    request_id: str
-    trace: str | None
+    request_id: str = ""
+    trace: str | None = None
+    wanted_outputs: frozenset[str] = frozenset()
     arrived: float = field(default_factory=time.monotonic)
     watch: Stopwatch = field(default_factory=Stopwatch)
     until: float = float("inf")
     call: Call | None = None
     steps: int = 0
     queue: float = 0.0
-
-    @classmethod
-    def of(cls, request: Any, shop: Shop) -> Picture:
-        parameters = json.loads(request.parameters() or "{}")
-        return cls(
-            shop=shop,
-            sender=request.get_response_sender(),
-            inputs=_inputs(request),
-            wanted_outputs=frozenset(request.requested_output_names()),
-            request_id=request.request_id() or f"{time.time_ns():x}",
-            trace=parameters.get(TRACE_PARAMETER),
-        )
 
     def gone(self) -> bool:
         return time.monotonic() > self.until or bool(self.sender.is_cancelled())
@@ -83,10 +71,12 @@ class Picture:
         if self.sender.is_cancelled():
             raise Cancelled("the caller gave up")
 
-    def read(self) -> None:
+    def read(self, request: Any) -> None:
         """Understand what is asked for, without decoding pictures; raises `InputError`."""
-        self.call = read_call(self.inputs)
-        self.inputs = {}
+        self.request_id = request.request_id() or uuid.uuid4().hex
+        self.trace = json.loads(request.parameters() or "{}").get(TRACE_PARAMETER)
+        self.wanted_outputs = frozenset(request.requested_output_names())
+        self.call = read_call(_inputs(request))
         if self.call.deadline is not None:
             self.until = self.arrived + self.call.deadline
         if self.call.stream != "none" and not self.shop.streams:
