@@ -52,7 +52,7 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from parure_export.export import export_bundle
 
     out = tmp_path_factory.mktemp("tiny") / "bundle"
-    export_bundle(tiny_checkpoint, out, max_batch=4)
+    export_bundle(tiny_checkpoint, out, max_batch=8)
     return out
 
 

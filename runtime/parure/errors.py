@@ -12,6 +12,8 @@
     ├── EngineError                  a TensorRT engine that cannot be opened, refitted or run
     ├── ServerError                  something about an inference server
     │   ├── ServerUnavailable        no server answers; may be retried
+    │   │   └── ServerBusy           a server that answers has no place left; the server loop retries by itself
+    │   ├── CallRefused              the server says that the call itself is wrong; never retried
     │   ├── DeadlineExceeded         the call did not finish in time
     │   ├── ModelUnavailable         the server lacks a component model, or it is not ready
     │   ├── BundleMismatch           the server serves another bundle than expected
@@ -73,6 +75,14 @@ class ServerError(ParureError):
 
 class ServerUnavailable(ServerError):
     """No server answers at the address, or it went away; the call may be retried."""
+
+
+class ServerBusy(ServerUnavailable):
+    """A server that answers takes no more work for now."""
+
+
+class CallRefused(ServerError):
+    """A server says that the call itself is wrong: its tensors, or a value in them."""
 
 
 class DeadlineExceeded(ServerError):

@@ -9,9 +9,10 @@ from parure.bundle import Bundle
 from parure.engine import EngineRecord, plans, verify_plan
 from parure.errors import BundleError, ParureError
 from parure.finding import Finding
+from parure.health import probe
 from parure.host import TENSORRT_PACKAGES, Gpu, gpus, installed
 from parure.manifest import Precision
-from parure.triton import TritonExecutor
+from parure.triton import MANIFEST_MODEL, TritonExecutor
 
 PORTABLE_FROM = (8, 0)
 
@@ -39,6 +40,8 @@ def examine_server(bundle: Bundle, url: str, deadline: float) -> Iterator[Findin
             yield Finding("models", True, f"{components}: all there, all of bundle {bundle.identity[:12]}...")
     except ParureError as error:
         yield Finding("server", False, str(error))
+        return
+    yield from (finding for finding in probe(url, deadline) if finding.subject not in ("server", MANIFEST_MODEL))
 
 
 def _onnx_runtime(bundle: Bundle, here: Sequence[Gpu]) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HttpTimeout
 
 from parure.errors import (
+    CallRefused,
     DeadlineExceeded,
     InputError,
     InvalidReply,
@@ -98,7 +99,13 @@ class HttpStatus(Exception):
         self.status = status
 
 
-def open_transport(url: str, deadline: float) -> Transport:
+def open_transport(
+    url: str,
+    deadline: float,
+    *,
+    grpc_kind: Callable[[str, float], Transport] | None = None,
+    http_kind: Callable[[str, int, float], Transport] | None = None,
+) -> Transport:
     """The transport for `grpc://host[:port]` or `http://host[:port]`; nothing is sent. Raises `InputError`."""
     try:
         parts = urlsplit(url)
@@ -110,8 +117,8 @@ def open_transport(url: str, deadline: float) -> Transport:
         raise InputError(f"{url!r} is not the URL of a server; expected grpc://HOST:PORT or http://HOST:PORT")
     if parts.scheme == "grpc":
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return GrpcTransport(f"{host}:{port}", deadline)
-    return HttpTransport(parts.hostname, port, deadline)
+        return (grpc_kind or GrpcTransport)(f"{host}:{port}", deadline)
+    return (http_kind or HttpTransport)(parts.hostname, port, deadline)
 
 
 class GrpcTransport:
@@ -289,12 +296,19 @@ _BY_GRPC_CODE: dict[Any, type[ServerError]] = {
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.NOT_FOUND: ModelUnavailable,
+    grpc.StatusCode.INVALID_ARGUMENT: CallRefused,
 }
-_BY_HTTP_STATUS: dict[int, type[ServerError]] = {404: ModelUnavailable, 503: ServerUnavailable, 504: DeadlineExceeded}
+_BY_HTTP_STATUS: dict[int, type[ServerError]] = {
+    400: CallRefused,
+    404: ModelUnavailable,
+    503: ServerUnavailable,
+    504: DeadlineExceeded,
+}
 _ADVICE: dict[type[ServerError], str] = {
     ServerUnavailable: "{subject} cannot be reached ({what}); start it with `parure serve MODEL_REPOSITORY`, or retry",
     DeadlineExceeded: "{subject} did not answer within {deadline:g} s; raise the deadline, or see the server's load",
     ModelUnavailable: "{subject} is not there or not ready ({what}); serve the repository that `parure repo` wrote",
+    CallRefused: "{subject} refused the call as wrong ({what}); is it of another version of parure?",
     ServerError: "{subject} refused the call ({what}); see the server's log",
 }
 

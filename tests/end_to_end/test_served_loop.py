@@ -1,4 +1,4 @@
-"""The loop over a real Triton server is the in-process loop: over gRPC and over HTTP, bit for bit in fp32."""
+"""The client loop over a real Triton is the in-process loop: over gRPC and over HTTP, bit for bit in fp32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expected(tiny_bundle: Path, photo: Pixels, ornament: Pixels) -> parure.Resul
 def test_served_loop_equals_in_process_loop_bit_for_bit(
     transport: str, served: Addresses, expected: parure.Result, photo: Pixels, ornament: Pixels
 ) -> None:
-    with parure.open(getattr(served, transport)) as tryon:
+    with parure.open(getattr(served, transport), loop="client") as tryon:
         result = tryon(photo, ornament, BOX, steps=3, guidance=2.0)
     assert np.array_equal(result.latents, expected.latents)
     assert np.array_equal(result.masks, expected.masks)
@@ -43,7 +43,7 @@ def test_served_loop_equals_in_process_loop_bit_for_bit(
 
 
 def test_a_served_ornament_is_encoded_once(served: Addresses, photo: Pixels, ornament: Pixels) -> None:
-    with parure.open(served.grpc) as tryon:
+    with parure.open(served.grpc, loop="client") as tryon:
         cold = tryon(photo, ornament, BOX, steps=2)
         warm = tryon(photo, ornament, BOX, steps=2)
     assert cold.calls["vae_encoder"] == 2 and cold.calls["image_encoder"] == 1
@@ -54,7 +54,7 @@ def test_a_served_ornament_is_encoded_once(served: Addresses, photo: Pixels, orn
 def test_a_stream_over_the_wire_ends_in_the_calls_result(
     served: Addresses, expected: parure.Result, photo: Pixels, ornament: Pixels
 ) -> None:
-    with parure.open(served.grpc) as tryon:
+    with parure.open(served.grpc, loop="client") as tryon:
         seen = list(tryon.stream(photo, ornament, BOX, steps=3, guidance=2.0, preview="decode"))
     assert [progress.step for progress in seen] == [1, 2, 3]
     assert seen[-1].result is not None

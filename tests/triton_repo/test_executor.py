@@ -22,6 +22,7 @@ import pytest
 from parure.bundle import Bundle
 from parure.errors import (
     BundleMismatch,
+    CallRefused,
     DeadlineExceeded,
     InputError,
     InvalidReply,
@@ -174,7 +175,7 @@ def test_malformed_requests_get_an_error_and_the_server_lives_on(executor: Trito
             pytest.raises(ServerError) as refused,
         ):
             sender.run("unet", right)
-        assert refused.type is ServerError and "refused the call" in str(refused.value)
+        assert refused.type is CallRefused and "refused the call" in str(refused.value)
     transport.close()
     assert executor.run("unet", right)["noise"].shape == (1, 4, 8, 8)
 

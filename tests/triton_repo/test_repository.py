@@ -21,7 +21,9 @@ def config_of(repository: Path, model: str) -> ModelConfig:
 
 def test_each_component_becomes_a_model_with_the_manifests_tensors(bundle: Path, repository: Path) -> None:
     manifest = Bundle.open(bundle).manifest
-    assert sorted(path.name for path in repository.iterdir()) == ["manifest", "mask_head", "unet"]
+    assert sorted(path.name for path in repository.iterdir()) == [
+        "manifest", "mask_head", "tryon", "tryon_unary", "unet",
+    ]  # fmt: skip
     for component in manifest.components:
         config = config_of(repository, component.name)
         types = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}

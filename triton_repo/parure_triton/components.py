@@ -11,19 +11,24 @@ from parure.errors import BundleError, InputError
 from parure.manifest import MANIFEST_NAME, Component, Precision
 from parure.triton import BUNDLE_PARAMETER, FILE_INPUT, FILE_OUTPUT, MANIFEST_MODEL
 from parure_triton.engines import ServedPlan, chosen_targets, served_plans
+from parure_triton.loop_model.meeting import MET
 from parure_triton.model import Accelerator, Backend, Batching, Model, ModelFolder, ModelTensor, Placement
 from parure_triton.options import Provider, RepositoryOptions
+from parure_triton.tryon_models import DECOUPLED, loop_models
 
 CODE = Path(__file__).parent / "models"
 ENGINE_CACHE = "/tmp/parure-engines"  # of ONNX Runtime's TensorRT provider, in the server's own file system
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _MODEL_FILE = "model.py"
+_TAKEN = (MANIFEST_MODEL, *DECOUPLED)
+_CPU_DELAY = 1000  # microseconds, of the components where pictures meet
 
 
 def repository_models(bundle: Bundle, options: RepositoryOptions) -> list[ModelFolder]:
-    """Every model of the repository: one per component, and `manifest`. A further model is a line here."""
+    """Every model of the repository: one per component, the server loop, and `manifest`."""
     _check_precision(bundle, options.backend)
-    return [*_component_models(bundle, options), _manifest_model(bundle)]
+    files = _manifest_files(bundle)
+    return [*_component_models(bundle, options), *loop_models(bundle, options, files), _manifest_model(bundle, files)]
 
 
 def _check_precision(bundle: Bundle, backend: Backend) -> None:
@@ -37,10 +42,10 @@ def _check_precision(bundle: Bundle, backend: Backend) -> None:
 def _component_models(bundle: Bundle, options: RepositoryOptions) -> list[ModelFolder]:
     components = bundle.manifest.components
     for component in components:
-        if not _MODEL_NAME.fullmatch(component.name) or component.name == MANIFEST_MODEL:
+        if not _MODEL_NAME.fullmatch(component.name) or component.name in _TAKEN:
             raise BundleError(
                 f"component {component.name!r} cannot be served under this name; "
-                f"use letters, digits, '_', '-' and '.', and not {MANIFEST_MODEL!r}"
+                f"use letters, digits, '_', '-' and '.', and not {', '.join(_TAKEN)}"
             )
     if options.backend is Backend.TENSORRT:
         targets = chosen_targets(bundle, options.targets)
@@ -131,7 +136,7 @@ def _model(
         backend=options.backend,
         batching=Batching(
             preferred=preferred,
-            delay_us=options.queue_delay,
+            delay_us=_queue_delay(component, options),
             max_queue=options.max_queue,
             timeout_us=int(options.queue_timeout * 1e6),
         ),
@@ -142,6 +147,12 @@ def _model(
         warmup_batches=warmup if options.warmup else (),
         graph_batches=graphs,
     )
+
+
+def _queue_delay(component: Component, options: RepositoryOptions) -> int:
+    if options.queue_delay is not None:
+        return options.queue_delay
+    return _CPU_DELAY if options.placement_gpus is None and component.name in MET else 0
 
 
 def _preferred(
@@ -178,12 +189,17 @@ def _graph_files(bundle: Bundle, component: Component) -> tuple[dict[str, Path],
     return {name: bundle.root / file for name, file in names.items()}, hashes
 
 
-def _manifest_model(bundle: Bundle) -> ModelFolder:
-    files = {_MODEL_FILE: CODE / "manifest.py", f"files/{MANIFEST_NAME}": bundle.root / MANIFEST_NAME}
+def _manifest_files(bundle: Bundle) -> dict[str, Path]:
+    """The manifest and the solvers' grids."""
+    files = {f"files/{MANIFEST_NAME}": bundle.root / MANIFEST_NAME}
     for solver in bundle.manifest.solvers:
         if solver.grid not in bundle.manifest.files:
             raise BundleError(f"bundle {bundle.root}: solver grid {solver.grid} has no hash; export the bundle again")
         files[f"files/{solver.grid}"] = bundle.root / solver.grid
+    return files
+
+
+def _manifest_model(bundle: Bundle, files: dict[str, Path]) -> ModelFolder:
     model = Model(
         name=MANIFEST_MODEL,
         bundle=bundle.identity,
@@ -193,4 +209,4 @@ def _manifest_model(bundle: Bundle) -> ModelFolder:
         outputs=(ModelTensor(FILE_OUTPUT, "TYPE_UINT8", (-1,)),),
         parameters={BUNDLE_PARAMETER: bundle.identity},
     )
-    return ModelFolder(model, files)
+    return ModelFolder(model, {_MODEL_FILE: CODE / "manifest.py"} | files)

@@ -69,7 +69,8 @@ def _described(model: Model) -> dict[str, Any]:
 
 def _tensor(tensor: ModelTensor) -> dict[str, Any]:
     described: dict[str, Any] = {"name": tensor.name, "data_type": tensor.data_type, "dims": list(tensor.dims)}
-    return described | ({"reshape": {"shape": []}} if tensor.scalar else {})
+    described |= {"reshape": {"shape": []}} if tensor.scalar else {}
+    return described | ({"optional": True} if tensor.optional else {})
 
 
 def _batching(batching: Batching) -> dict[str, Any]:
@@ -112,7 +113,10 @@ def read_config(parsed: ModelConfig, bundle: str) -> Model:
 
     def tensors(side: Any) -> tuple[ModelTensor, ...]:
         return tuple(
-            ModelTensor(t.name, DataType.Name(t.data_type), tuple(t.dims), t.HasField("reshape")) for t in side
+            ModelTensor(
+                t.name, DataType.Name(t.data_type), tuple(t.dims), t.HasField("reshape"), getattr(t, "optional", False)
+            )
+            for t in side
         )
 
     group = parsed.instance_group[0]

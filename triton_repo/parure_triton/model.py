@@ -31,6 +31,7 @@ class ModelTensor:
     data_type: str
     dims: tuple[int, ...]
     scalar: bool = False
+    optional: bool = False
 
     @classmethod
     def of(cls, spec: TensorSpec, backend: Backend = Backend.PYTHON) -> ModelTensor:

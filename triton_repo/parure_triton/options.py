@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -29,12 +30,20 @@ class RepositoryOptions(Frozen):
     provider: Provider = Field(default=Provider.CUDA, description="execution provider of the onnxruntime backend")
     max_batch: int | None = Field(default=None, ge=1, description="largest batch; None: the bundle's, or the engine's")
     preferred: tuple[int, ...] | None = Field(default=None, description="batch sizes that go at once; None: derived")
-    queue_delay: int = Field(default=0, ge=0, description="microseconds that a batch waits for more requests")
+    queue_delay: int | None = Field(
+        default=None, ge=0, description="microseconds that a batch waits for more requests; None: 1000 on a CPU, else 0"
+    )
     max_queue: int = Field(default=128, ge=1, description="requests that may wait for one component")
     queue_timeout: float = Field(default=60.0, gt=0, le=86400, description="seconds that a request may wait")
     rate_limit: int | None = Field(default=None, ge=1, description="executions at a time on one GPU, all components")
     warmup: bool = Field(default=True, description="run real shapes before a component is ready")
     cuda_graphs: bool = Field(default=True, description="capture CUDA graphs (tensorrt)")
+    at_work: int = Field(default=16, ge=1, description="pictures that the server loop works on at once")
+    waiting: int = Field(default=64, ge=0, description="pictures that wait for it; the next one is refused")
+    ornament_cache: int = Field(default=1024, ge=0, description="MiB of ornaments that the server loop keeps")
+    features_memory: Literal["cpu", "gpu"] = Field(
+        default="cpu", description="where features stay between the calls of the server loop"
+    )
 
     @classmethod
     def of(cls, **given: object) -> RepositoryOptions:

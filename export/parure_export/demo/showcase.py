@@ -16,7 +16,7 @@ from parure.geometry import Box
 from parure.image import Pixels, save_png
 from parure.manifest import MANIFEST_NAME
 from parure.pictures import Row, contact_sheet, mask_strip, outlined
-from parure.tryon import Result, TryOn, open_tryon
+from parure.tryon import Result, TryOn, Where, open_tryon
 from parure_export.checkpoint import checkpoint_hash
 from parure_export.demo.evaluate import evaluate, summary
 from parure_export.demo.render import (
@@ -47,7 +47,9 @@ class Shot:
     box: Box
 
 
-def run_demo(out: Path, say: Say, *, steps: int | None = None, triplets: int = HELD_OUT_TRIPLETS) -> Path:
+def run_demo(
+    out: Path, say: Say, *, steps: int | None = None, triplets: int = HELD_OUT_TRIPLETS, loop: Where = "server"
+) -> Path:
     """Run the whole way into `out`; returns the contact sheet's path. What is already there is reused."""
     started = time.perf_counter()
     bundle = prepared_bundle(out / "bundle", say)
@@ -58,21 +60,22 @@ def run_demo(out: Path, say: Say, *, steps: int | None = None, triplets: int = H
     say("starting Triton")
     with EmbeddedServer(repository) as server:
         server.wait_ready()
-        with open_tryon(server.addresses.grpc) as tryon:
+        with open_tryon(server.addresses.grpc, loop=loop) as tryon:
             results = [_shoot(tryon, shot, steps, out, say) for shot in shots]
-            transport = tryon.executor.name
+            transport = tryon.loop.name
         version = server.version
     say("comparing with the in-process executor")
     with open_tryon(bundle) as tryon:
         again = tryon(shots[0].photo, shots[0].ornament, shots[0].box, steps=steps)
         difference = float(np.abs(again.latents - results[0].latents).max())
-        difference = max(difference, float(np.abs(again.masks - results[0].masks).max()))
+        difference = max(difference, float(np.abs(again.masks[-1] - results[0].masks[-1]).max()))
         scores = _evaluation(tryon, out, bundle, triplets, say)
     sheet = out / "contact_sheet.png"
-    save_png(sheet, _sheet(shots, results))
+    save_png(sheet, _sheet(shots, results, loop))
     report = {
         "images": [str(out / f"{shot.name}.png") for shot in shots],
         "transport": transport,
+        "loop": loop,
         "server_version": version,
         **{key: scores[key] for key in ("mask_iou", "box_iou", "psnr_loop", "psnr_no_loop")},
         "max_abs_diff_vs_in_process": difference,
@@ -116,7 +119,7 @@ def _ornament(kind: Kind, seed: int) -> Pixels:
 
 def _shoot(tryon: TryOn, shot: Shot, steps: int | None, out: Path, say: Say) -> Result:
     result = tryon(shot.photo, shot.ornament, shot.box, steps=steps)
-    say(f"{shot.title.lower()}: {result.timings['total']:.1f} s over {tryon.executor.name}")
+    say(f"{shot.title.lower()}: {result.timings['total']:.1f} s over {tryon.loop.name}")
     save_png(out / f"{shot.name}.png", np.asarray(result.image))
     save_png(out / f"{shot.name}_mask.png", np.asarray(result.mask))
     save_png(out / f"{shot.name}_strip.png", mask_strip(shot.photo, result))
@@ -141,7 +144,7 @@ def _evaluation(tryon: TryOn, out: Path, bundle: Path, triplets: int, say: Say) 
     return report
 
 
-def _sheet(shots: list[Shot], results: list[Result]) -> Pixels:
+def _sheet(shots: list[Shot], results: list[Result], loop: Where) -> Pixels:
     rows = []
     for shot, result in zip(shots, results, strict=True):
         mask = np.repeat(np.asarray(result.mask)[..., None], 3, axis=2)
@@ -157,7 +160,8 @@ def _sheet(shots: list[Shot], results: list[Result]) -> Pixels:
                 ],
             )
         )
-    return contact_sheet("parure", "served by Triton, driven step by step over gRPC", rows)
+    where = "the loop inside the server" if loop == "server" else "driven step by step over gRPC"
+    return contact_sheet("parure", f"served by Triton, {where}", rows)
 
 
 def _closer(picture: Pixels, box: Box) -> Pixels:

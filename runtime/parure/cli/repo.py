@@ -31,12 +31,18 @@ BACKENDS = click.Choice(["python", "onnxruntime", "tensorrt"])
 @click.option("--threads", type=int, help="CPU threads of one instance [default: all cores].")
 @click.option("--max-batch", type=int, help="Largest batch [default: the bundle's, or the engine's].")
 @click.option("--preferred", metavar="4,8", help="Batch sizes that go at once; '' for none [default: derived].")
-@click.option("--queue-delay", default=0, show_default=True, help="Microseconds that a batch waits for more requests.")
+@click.option("--queue-delay", type=int,
+              help="Microseconds that a batch waits for more requests [default: on a CPU 1000, on GPUs 0].")  # fmt: skip
 @click.option("--max-queue", default=128, show_default=True, help="Requests that may wait for one component.")
 @click.option("--queue-timeout", default=60.0, show_default=True, help="Seconds that a request may wait.")
 @click.option("--rate-limit", type=int, help="Executions at a time on one GPU, over all components.")
 @click.option("--warmup/--no-warmup", default=True, show_default=True, help="Run real shapes before a model is ready.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="Capture CUDA graphs (tensorrt).")
+@click.option("--at-work", default=16, show_default=True, help="Pictures that the server loop works on at once.")
+@click.option("--waiting", default=64, show_default=True, help="Pictures that wait for it; the next is refused.")
+@click.option("--ornament-cache", default=1024, show_default=True, help="MiB of ornaments that the server loop keeps.")
+@click.option("--features-memory", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+              help="Where features stay between the calls of the server loop.")  # fmt: skip
 @click.option("--deploy", type=click.Path(path_type=Path), metavar="DIR",
               help="Write image, compose file and Helm chart there.")  # fmt: skip
 @click.option("--container", help="Tag of NVIDIA's Triton container, 26.06 or newer [default: 26.06-py3].")
@@ -47,7 +53,7 @@ def command(
     bundle: Path, out: Path | None, printed: bool, gpus: str | None, preferred: str | None, deploy: Path | None,
     container: str | None, drain: int | None, client_shm: bool, **settings: Any,
 ) -> None:  # fmt: skip
-    """Write a Triton model repository for BUNDLE: one model per component, and the manifest.
+    """Write a Triton model repository for BUNDLE: one model per component, the server loop, and the manifest.
 
     With --deploy, also what serves it with NVIDIA's container. docs/deploy.md says what every option does.
     """

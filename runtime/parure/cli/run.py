@@ -16,7 +16,7 @@ from parure.geometry import Box
 from parure.image import load_image, save_png
 from parure.locality import megabytes
 from parure.pictures import mask_strip
-from parure.tryon import Backend, Result, TryOn, open_tryon
+from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 
 
 @click.command("run")
@@ -37,14 +37,19 @@ from parure.tryon import Backend, Result, TryOn, open_tryon
     show_default=True,
     help="What runs a bundle in this process.",
 )
+@click.option(
+    "--loop",
+    type=click.Choice(["server", "client"]),
+    help="Where the loop runs, with a server [default: server, where it has the model for it].",
+)
 @click.option("--deadline", type=float, default=60.0, show_default=True, help="Seconds for one call to a server.")
 @click.option("--shared-memory", is_flag=True, help="Share memory with a server of this host that allows it.")
 @click.option("--allow-wire-features", is_flag=True, help="Let the client loop's tensors cross the network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
-    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, shared_memory: bool,
-    allow_wire_features: bool, as_json: bool,
+    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, loop: Where | None,
+    shared_memory: bool, allow_wire_features: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -56,13 +61,14 @@ def command(
         source,
         deadline=deadline,
         backend=backend,
+        loop=loop,
         shared_memory=shared_memory,
         allow_wire_features=allow_wire_features,
     ) as tryon:
         result = _run_with_progress(
             tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
         )
-        transport = tryon.executor.name
+        transport, place = tryon.loop.name, tryon.loop.place
     paths = {name: out / f"{name}.png" for name in ("picture", "mask", "strip")}
     save_png(paths["picture"], np.asarray(result.image))
     save_png(paths["mask"], np.asarray(result.mask))
@@ -70,6 +76,7 @@ def command(
     report = {
         **{name: str(path) for name, path in paths.items()},
         "transport": transport,
+        "loop": place,
         "steps": len(result.masks),
         "seconds": {part: round(seconds, 4) for part, seconds in result.timings.items()},
         "calls": result.calls,

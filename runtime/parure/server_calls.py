@@ -1,0 +1,177 @@
+"""The calls of the server loop: a gRPC stream of responses, or one reply over HTTP."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
+from tritonclient.utils import (  # type: ignore[import-untyped]
+    deserialize_bytes_tensor,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
+
+from parure.errors import CallRefused, DeadlineExceeded, InvalidReply, ServerBusy, ServerUnavailable
+from parure.executor import Array, Arrays
+from parure.triton_transport import (
+    HEADER_LENGTH,
+    GrpcTransport,
+    HttpStatus,
+    HttpTransport,
+    Transport,
+    open_transport,
+    translated,
+    well_formed,
+)
+from parure.tryon_wire import OUTPUTS, TRACE_PARAMETER, TRYON_MODEL, UNARY_MODEL
+from parure.wire import count
+
+Responses = Generator[dict[str, Array], None, None]
+_CLIENT_CLOSED_REQUEST = 499  # what Triton makes of CANCELLED
+_OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
+
+
+class PictureCalls(Transport, Protocol):
+    """A transport that can also ask for pictures."""
+
+    streams: bool
+
+    def start(self, inputs: Arrays, timeout: float, identifier: str, trace: str | None) -> Responses:
+        """The responses to one request, once the first has come; closing them cancels the call."""
+
+
+def open_calls(url: str, deadline: float) -> PictureCalls:
+    """As `open_transport`."""
+    transport = open_transport(url, deadline, grpc_kind=GrpcCalls, http_kind=HttpCalls)
+    assert isinstance(transport, GrpcCalls | HttpCalls)
+    return transport
+
+
+@contextmanager
+def picture_errors(calls: PictureCalls, subject: str, deadline: float) -> Iterator[None]:
+    """As `translated`; a server that is alive and UNAVAILABLE is full: `ServerBusy`."""
+    try:
+        with translated(subject, deadline):
+            yield
+    except ServerBusy:
+        raise
+    except ServerUnavailable as error:
+        if not calls.live():
+            raise
+        raise ServerBusy(f"{subject} takes no more pictures for now ({_said(error)}); retry, or add servers") from error
+
+
+def _said(error: ServerUnavailable) -> str:
+    """What the server itself said."""
+    cause: Any = error.__cause__
+    return str(cause.details() if hasattr(cause, "details") else cause)
+
+
+class GrpcCalls(GrpcTransport):
+    streams = True
+
+    def start(self, inputs: Arrays, timeout: float, identifier: str, trace: str | None) -> Responses:
+        request = service_pb2.ModelInferRequest(model_name=TRYON_MODEL, id=identifier)
+        for name, array in inputs.items():
+            request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+            request.raw_input_contents.append(_packed(array))
+        for name in _OUTPUT_NAMES:
+            request.outputs.add(name=name)
+        metadata = [("triton_grpc_error", "true")]  # errors as status codes, not as text in a message
+        if trace is not None:
+            request.parameters[TRACE_PARAMETER].string_param = trace
+            metadata.append((TRACE_PARAMETER, trace))
+        count(request.ByteSize(), 0)
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        return _primed(_responses(call))
+
+
+class HttpCalls(HttpTransport):
+    streams = False
+
+    def start(self, inputs: Arrays, timeout: float, identifier: str, trace: str | None) -> Responses:
+        from tritonclient.http import (  # type: ignore[import-untyped]  # 0.2 s
+            InferenceServerClient,
+            InferInput,
+            InferRequestedOutput,
+        )
+
+        described = []
+        for name, array in inputs.items():
+            described.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+            described[-1].set_data_from_numpy(array)
+        body, header_length = InferenceServerClient.generate_request_body(
+            described,
+            outputs=[InferRequestedOutput(name) for name in _OUTPUT_NAMES if name != "preview"],
+            request_id=identifier,
+            parameters=None if trace is None else {TRACE_PARAMETER: trace},
+        )
+        bounded = copy.copy(self)
+        bounded._deadline = timeout
+        try:
+            headers, reply = bounded._call(
+                "POST", f"/v2/models/{UNARY_MODEL}/infer", body, {HEADER_LENGTH: str(header_length)}
+            )
+            count(len(body), len(reply))
+        except HttpStatus as error:
+            if error.status == _CLIENT_CLOSED_REQUEST:
+                raise DeadlineExceeded(f"model {UNARY_MODEL!r} gave the picture up: {error}") from error
+            raise
+        with well_formed(UNARY_MODEL):
+            result = InferenceServerClient.parse_response_body(reply, header_length=int(headers[HEADER_LENGTH]))
+            names = [output["name"] for output in result.get_response()["outputs"]]
+            return _primed(_once({name: result.as_numpy(name) for name in names}))
+
+
+def _responses(call: Any) -> Responses:
+    try:
+        for message in call:
+            count(0, message.ByteSize())
+            if message.error_message:  # what Triton refuses before the model sees it has no status code in a stream
+                raise CallRefused(f"model {TRYON_MODEL!r} refused the call ({message.error_message})")
+            reply = message.infer_response
+            if len(reply.raw_output_contents) != len(reply.outputs):
+                raise InvalidReply(f"model {TRYON_MODEL!r} declared {len(reply.outputs)} outputs and sent others")
+            with well_formed(TRYON_MODEL):
+                outputs = {
+                    output.name: _unpacked(output.datatype, output.shape, content)
+                    for output, content in zip(reply.outputs, reply.raw_output_contents, strict=True)
+                }
+            yield outputs
+    finally:
+        call.cancel()  # of no effect on a call that has ended
+
+
+def _once(outputs: dict[str, Array]) -> Responses:
+    yield outputs
+
+
+def _primed(responses: Responses) -> Responses:
+    """The same responses, of which the first has already come."""
+
+    def all_of_them() -> Responses:
+        try:
+            if first is not None:
+                yield first
+            yield from responses
+        finally:
+            responses.close()
+
+    first = next(responses, None)
+    return all_of_them()
+
+
+def _packed(array: Array) -> bytes:
+    return bytes(serialize_byte_tensor(array).item()) if array.dtype == np.object_ else array.tobytes()
+
+
+def _unpacked(datatype: str, shape: Any, content: bytes) -> Array:
+    if datatype == "BYTES":
+        array: Array = deserialize_bytes_tensor(content).reshape(tuple(shape))
+        return array
+    return np.frombuffer(content, triton_to_np_dtype(datatype)).reshape(tuple(shape))
