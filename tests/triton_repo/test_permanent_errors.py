@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parure.errors import ModelUnavailable, ServerError, SharedMemoryRefused
+from parure.errors import CallRefused, ModelUnavailable, ServerError, SharedMemoryRefused
 from parure.executor import Array, Arrays
 from parure.shared_tensors import SharedMemory
 from parure.triton import TritonExecutor
 from parure.triton_transport import NO_PLACES, Places, Transport, open_transport
+from parure_triton import flags
 from parure_triton.server import EmbeddedServer
 
 REFUSED, ASKED = 8, 10  # as in models/misbehaving.py
@@ -83,7 +84,7 @@ def test_an_invalid_argument_reaches_the_model_once(counted: tuple[TritonExecuto
     transport.calls.clear()
     with pytest.raises(ServerError) as refused:
         executor.run("unet", inputs_for(REFUSED))
-    assert refused.type is ServerError and transport.calls == ["unet"]
+    assert refused.type is CallRefused and transport.calls == ["unet"]
     assert executor.run("unet", inputs_for(ASKED))["noise"].max() - before == 1
 
 
@@ -97,10 +98,9 @@ def test_a_model_that_is_not_there_is_asked_for_once(counted: tuple[TritonExecut
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_restricted_inference_is_tried_once(scheme: str, repository: Path) -> None:
-    server = EmbeddedServer(repository)
-    server._closed_apis += ("inference",)
-    with server:
+def test_restricted_inference_is_tried_once(scheme: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "CLOSED_APIS", (*flags.CLOSED_APIS, "inference"))
+    with EmbeddedServer(repository) as server:
         server.wait_ready(60)
         url = getattr(server.addresses, scheme)
         transport = Counting(open_transport(url, 20))

@@ -118,7 +118,7 @@ def write_plan(
         component=component.name, target=target, compute_capability=capability, flavor=flavor,
         flavor_version="10.13.3.9", precision=bundle.manifest.precision, batches=batches,
         inputs=component.inputs, outputs=component.outputs, refittable=stripped, stripped=stripped,
-        graph_sha256=graph_hash(bundle, component.name), plan_sha256=sha256_of(plan), plan_bytes=plan.stat().st_size,
+        weight_streaming=False, family="0" * 64, graph_sha256=graph_hash(bundle, component.name), plan_sha256=sha256_of(plan), plan_bytes=plan.stat().st_size,
         key="0" * 64, layers={}, types={}, build_seconds=1.0, peak_bytes=1,
     )  # fmt: skip
     plan.with_suffix(".json").write_text(record.model_dump_json())
