@@ -16,7 +16,7 @@ from parure.triton import MANIFEST_MODEL, TritonExecutor
 from parure.triton_transport import translated
 from parure.tryon_wire import TRYON_MODEL, UNARY_MODEL
 
-_NO_PICTURE = {
+_NO_PICTURE: dict[str, Array] = {
     "photo": np.zeros(1, np.uint8),
     "ornament": np.zeros(1, np.uint8),
     "box": np.zeros(4, np.float64),

@@ -20,7 +20,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
-from parure.errors import DeadlineExceeded, InvalidReply, ModelUnavailable, ServerError, ServerUnavailable
+from parure.errors import CallRefused, DeadlineExceeded, InvalidReply, ModelUnavailable, ServerError, ServerUnavailable
 from parure.triton import TritonExecutor
 from parure.triton_transport import GrpcTransport, HttpStatus, open_transport, translated
 
@@ -47,7 +47,12 @@ def kind_of(error: Exception) -> type[Exception]:
     return raised.type
 
 
-GRPC_KINDS = {"UNAVAILABLE": ServerUnavailable, "DEADLINE_EXCEEDED": DeadlineExceeded, "NOT_FOUND": ModelUnavailable}
+GRPC_KINDS = {
+    "UNAVAILABLE": ServerUnavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "NOT_FOUND": ModelUnavailable,
+    "INVALID_ARGUMENT": CallRefused,
+}
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda code: code.name)
@@ -58,7 +63,7 @@ def test_every_grpc_code_has_its_error(code: grpc.StatusCode) -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (HttpStatus(400, "wrong shape"), ServerError),
+        (HttpStatus(400, "wrong shape"), CallRefused),
         (HttpStatus(403, "restricted"), ServerError),
         (HttpStatus(404, "unknown model"), ModelUnavailable),
         (HttpStatus(500, "not healthy"), ServerError),
