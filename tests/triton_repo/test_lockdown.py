@@ -125,7 +125,7 @@ def test_with_the_key_the_same_calls_are_reached(
     found = stub.RepositoryIndex(
         pb.RepositoryIndexRequest(), metadata=((f"triton-grpc-protocol-{ADMIN_HEADER}", key),), timeout=5
     )
-    assert {model.name for model in found.models} == {"manifest", "mask_head", "unet"}
+    assert {model.name for model in found.models} == {"manifest", "mask_head", "tryon", "tryon_unary", "unet"}
 
 
 def test_even_with_the_key_models_cannot_be_changed(server: EmbeddedServer, key: str) -> None:

@@ -29,6 +29,7 @@ from parure_triton.flags import container_only, locked_down
 from parure_triton.model import Backend, ModelFolder
 from parure_triton.options import RepositoryOptions
 from parure_triton.placing import replacing
+from parure_triton.tryon_models import DECOUPLED
 
 FLOOR = (26, 6)  # the first container with the repairs of 2025 and client shared memory shut by default
 KEY_VARIABLE = "PARURE_ADMIN_KEY"
@@ -105,8 +106,13 @@ class Deployment:
 
     @property
     def shm_mib(self) -> int:
-        """Through /dev/shm go the tensors of models behind the python backend, in and out, for each instance."""
-        passing = sum(
+        """Through /dev/shm go the tensors of models behind the python backend, in and out, for each instance.
+
+        The server loop passes the inputs and outputs of one component at a time for every picture at work.
+        """
+        largest = max(_bytes(component.inputs) + _bytes(component.outputs) for component in self.manifest.components)
+        loops = sum(self.repository.at_work * largest for folder in self.models if folder.model.name in DECOUPLED)
+        passing = loops + sum(
             folder.model.instances * self.manifest.max_batch * (_bytes(component.inputs) + _bytes(component.outputs))
             for folder in self.models
             for component in self.manifest.components

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,9 +16,11 @@ class Work:
     order: list[str]
     name: str = ""
     is_gone: bool = False
+    begun: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
 
     def work(self) -> None:
+        self.begun.set()
         if not self.is_gone:
             self.begin.wait(10)
         self.order.append(self.name)
@@ -51,9 +52,7 @@ def test_a_waiting_job_whose_caller_is_gone_makes_room() -> None:
     begin, order = threading.Event(), list[str]()
     first, second, third = (Work(begin, order, name) for name in "abc")
     desk.take(first)
-    until = time.monotonic() + 5
-    while desk._running == 0 and time.monotonic() < until:
-        time.sleep(0.01)
+    assert first.begun.wait(5)
     desk.take(second)
     second.is_gone = True
     desk.take(third)

@@ -67,7 +67,7 @@ def test_print_shows_what_would_be_written_and_writes_nothing(
     assert run("repo", sd15_bundle, "--print", "--backend", "onnxruntime", "--gpus", "1") == 0
     parts = re.split(r"==> (\w+)/config\.pbtxt <==\n", capsys.readouterr().out)[1:]
     shown = dict(zip(parts[::2], parts[1::2], strict=True))
-    assert len(shown) == 7 and list(tmp_path.iterdir()) == []
+    assert len(shown) == 9 and list(tmp_path.iterdir()) == []
     assert list(text_format.Parse(shown["unet"], ModelConfig()).instance_group[0].gpus) == [1]
 
 

@@ -29,7 +29,6 @@ class Desk:
         self._on_change = on_change
         self._threads = ThreadPoolExecutor(at_work, thread_name_prefix="picture")
         self._jobs: dict[Future[None], Job] = {}
-        self._running = 0
         self._lock = threading.Lock()
         self._telling = threading.Lock()  # else an older count could be told last
 
@@ -40,7 +39,7 @@ class Desk:
         with self._lock:
             if len(self._jobs) >= self.at_work + self.waiting:
                 raise Full
-            future = self._threads.submit(self._run, job)
+            future = self._threads.submit(job.work)
             self._jobs[future] = job
         future.add_done_callback(self._done)
         self._tell()
@@ -48,16 +47,6 @@ class Desk:
     def close(self) -> None:
         """Wait for what is at work; what waits is dropped."""
         self._threads.shutdown(cancel_futures=True)
-
-    def _run(self, job: Job) -> None:
-        with self._lock:
-            self._running += 1
-        self._tell()
-        try:
-            job.work()
-        finally:
-            with self._lock:
-                self._running -= 1
 
     def _done(self, future: Future[None]) -> None:
         with self._lock:
@@ -74,5 +63,5 @@ class Desk:
     def _tell(self) -> None:
         with self._telling:
             with self._lock:
-                at_work, known = self._running, len(self._jobs)
-            self._on_change(at_work, max(known - at_work, 0))
+                known = len(self._jobs)
+            self._on_change(min(known, self.at_work), max(known - self.at_work, 0))
