@@ -77,8 +77,8 @@ def opened(bundle: Path, at: Addresses) -> Iterator[dict[str, TryOn]]:
     """Every way to run the loop, by name."""
     openers: dict[str, Callable[[], TryOn]] = {
         "in-process": lambda: parure.open(bundle),
-        "grpc": lambda: parure.open(at.grpc),
-        "http": lambda: parure.open(at.http),
+        "grpc": lambda: parure.open(at.grpc, loop="client"),
+        "http": lambda: parure.open(at.http, loop="client"),
         SHARED[0]: lambda: parure.open(at.grpc, shared_memory=True),
         SHARED[1]: lambda: parure.open(at.http, shared_memory=True),
     }

@@ -66,7 +66,7 @@ def test_the_loop_over_shared_memory_is_the_plain_loop_bit_for_bit(
 ) -> None:
     url = getattr(served, scheme)
     results = []
-    for source, options in ((url, {"shared_memory": SHARED}), (url, {}), (tiny_bundle, {"threads": 1})):
+    for source, options in ((url, {"shared_memory": SHARED}), (url, {"loop": "client"}), (tiny_bundle, {"threads": 1})):
         with parure.open(source, **options) as tryon:  # type: ignore[arg-type]
             results += [tryon(photo, ornament, BOX, steps=4, guidance=guidance) for _ in range(2)]
     for result in results[1:]:
@@ -80,7 +80,7 @@ def test_the_loop_over_shared_memory_is_the_plain_loop_bit_for_bit(
 def test_bytes_on_the_wire_are_what_the_manifest_foretells_and_shared_memory_spares_the_features(
     scheme: str, served: Addresses, photo: Pixels, ornament: Pixels
 ) -> None:
-    with parure.open(getattr(served, scheme)) as tryon:
+    with parure.open(getattr(served, scheme), loop="client") as tryon:
         plain = tryon(photo, ornament, BOX, steps=4, guidance=2.0)
         cost = client_loop_cost(tryon.manifest, 4, 2.0)
     with parure.open(getattr(served, scheme), shared_memory=SHARED) as tryon:
@@ -93,7 +93,7 @@ def test_bytes_on_the_wire_are_what_the_manifest_foretells_and_shared_memory_spa
 
 
 def test_pictures_made_at_once_count_their_own_bytes(served: Addresses, photo: Pixels, ornament: Pixels) -> None:
-    with parure.open(served.grpc) as tryon:
+    with parure.open(served.grpc, loop="client") as tryon:
         alone = tryon(photo, ornament, BOX, steps=3)
         alone = tryon(photo, ornament, BOX, steps=3)  # the ornament is kept from now on
         streams = [tryon.stream(photo, ornament, BOX, steps=3, preview="none") for _ in range(2)]
@@ -109,8 +109,8 @@ def test_a_loop_in_this_process_has_nothing_on_the_wire(tiny_bundle: Path, photo
 
 def test_a_server_elsewhere_needs_consent(elsewhere: None, served: Addresses, photo: Pixels, ornament: Pixels) -> None:
     with pytest.raises(InputError, match=r"not on this host.* MB .*allow_wire_features=True"):
-        parure.open(served.grpc)
-    with parure.open(served.grpc, allow_wire_features=True) as tryon:
+        parure.open(served.grpc, loop="client")
+    with parure.open(served.grpc, loop="client", allow_wire_features=True) as tryon:
         assert tryon(photo, ornament, BOX, steps=1).wire.total > 0
     with pytest.raises(InputError, match="cannot share memory"):
         parure.open(served.grpc, shared_memory=True, allow_wire_features=True)
@@ -137,9 +137,9 @@ def test_the_command_line_shares_memory_and_reports_bytes(
 def test_the_command_line_asks_for_consent(
     elsewhere: None, served: Addresses, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, error = said(capsys, "run", served.grpc, *pictures)
+    code, _, error = said(capsys, "run", served.grpc, *pictures, "--loop", "client")
     assert code == 2 and "--allow-wire-features" in error
-    code, out, _ = said(capsys, "run", served.grpc, *pictures, "--allow-wire-features")
+    code, out, _ = said(capsys, "run", served.grpc, *pictures, "--loop", "client", "--allow-wire-features")
     assert code == 0 and " MB sent, " in out
 
 

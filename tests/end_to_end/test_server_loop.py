@@ -151,7 +151,7 @@ def test_server_is_the_default_and_the_client_loop_a_choice(
     with parure.open(server.addresses.grpc) as default, parure.open(server.addresses.grpc, loop="client") as client:
         assert (default.loop.place, client.loop.place) == ("server", "client")
         assert same_picture(client(photo, ornament, BOX, steps=2), local(photo, ornament, BOX, steps=2))
-    with pytest.raises(InputError, match="is a bundle, which runs in this process"):
+    with pytest.raises(InputError, match="is a bundle folder, which runs in this process"):
         parure.open(tiny_bundle, loop="server")
     with (
         parure.open(server.addresses.http) as http,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stamina
 
 from parure.errors import DeadlineExceeded, InputError, ServerUnavailable, SharedMemoryRefused
 from parure.onnx_executor import OnnxExecutor
@@ -196,7 +197,9 @@ def test_a_server_that_was_restarted_gets_its_regions_again(
     with EmbeddedServer(repository, client_shared_memory=True, **ports) as server, executor:
         server.wait_ready(60)
         assert not known_to(server)
-        again = executor.run("unet", unet_inputs(1) | {"latents": noise})["noise"]
+        for attempt in stamina.retry_context(on=ServerUnavailable, timeout=20):  # gRPC waits before it reconnects
+            with attempt:
+                again = executor.run("unet", unet_inputs(1) | {"latents": noise})["noise"]
         expected = in_process.run("unet", unet_inputs(1) | {"latents": noise.copy()})["noise"]
         assert np.array_equal(again, expected) and known_to(server) <= own_regions()
         executor.close()
