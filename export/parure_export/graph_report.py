@@ -9,13 +9,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from parure.manifest import Frozen
+from parure_export.graph_flops import graph_flops
 
 
 class GraphReport(Frozen):
-    """`nodes` by operator; `weights` elements by type; `bytes` of all weights; `folded` nodes by operator that
-    tracing gave and simplification removed (constants, shape arithmetic, duplicates)."""
+    """`nodes` by operator; `flops` of one sample; `weights` elements by type; `bytes` of all weights; `folded` nodes
+    by operator that tracing gave and simplification removed (constants, shape arithmetic, duplicates)."""
 
     nodes: dict[str, int]
+    flops: int
     weights: dict[str, int]
     bytes: int
     folded: dict[str, int]
@@ -35,6 +37,7 @@ def report_graph(path: Path, traced: Mapping[str, int]) -> GraphReport:
     folded.subtract(nodes)
     return GraphReport(
         nodes=dict(nodes.most_common()),
+        flops=graph_flops(graph),
         weights=dict(weights.most_common()),
         bytes=size,
         folded={op: count for op, count in folded.most_common() if count > 0},

@@ -75,7 +75,9 @@ def _resolve_here(name: str) -> Target:
             f"flavor tensorrt builds on the GPU that the engine is for, and this machine has none; "
             f"run it on a host with {name}, or build ahead of time with --flavor tensorrt-rtx"
         )
-    if name != "local" and _capability(name) != here:
+    if name == "portable" and here >= PORTABLE_FROM:
+        return Target(name, None)
+    if name != "local" and (name == "portable" or _capability(name) != here):
         raise InputError(
             f"target {name} is not this machine's GPU (sm{here[0]}{here[1]}); flavor tensorrt builds on the GPU that "
             "the engine is for: run it there, or build ahead of time with --flavor tensorrt-rtx"

@@ -168,6 +168,9 @@ def _config(job: Job, profile: Any, monitor: Any) -> Any:
         return CreateConfigRTX(compute_capabilities=None if capability is None else [capability], **settings)
     from polygraphy.backend.trt import CreateConfig
 
+    if job.request.capability is None:
+        level = import_tensorrt(job.request.flavor).HardwareCompatibilityLevel.AMPERE_PLUS
+        settings["hardware_compatibility_level"] = level
     timings = None if job.timing_cache is None else TimingCache(job.timing_cache).read()
     if timings is not None:
         settings["load_timing_cache"] = io.BytesIO(timings)

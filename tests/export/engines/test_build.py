@@ -305,8 +305,12 @@ def test_a_target_out_of_reach_is_refused(
 def test_the_data_centre_flavor_builds_for_the_gpu_at_hand_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "local_capability", lambda: (9, 0))
     assert resolve("h200", Flavor.TENSORRT).capability == (9, 0)
+    assert resolve("portable", Flavor.TENSORRT) == Target("portable", None)
     with pytest.raises(InputError, match="target a100 is not this machine's GPU"):
         resolve("a100", Flavor.TENSORRT)
+    monkeypatch.setattr(targets, "local_capability", lambda: (7, 5))
+    with pytest.raises(InputError, match="target portable is not this machine's GPU"):
+        resolve("portable", Flavor.TENSORRT)
 
 
 @pytest.mark.parametrize(
