@@ -100,9 +100,10 @@ def _tensorrt(
     plans = served_plans(bundle, component.name, targets, options.max_batch)
     batches = plans[0].record.batches
     max_batch = options.max_batch or batches.max
+    default = next((plan for plan in plans if not plan.capability), plans[0])
     model = _model(
         bundle, component, options, max_batch, (batches.opt, max_batch), _plan_parameters(plans),
-        file=plans[0].name, file_by_capability={plan.capability: plan.name for plan in plans},
+        file=default.name, file_by_capability={plan.capability: plan.name for plan in plans if plan.capability},
     )  # fmt: skip
     return ModelFolder(model, {plan.name: plan.path for plan in plans})
 

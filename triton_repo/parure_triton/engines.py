@@ -31,9 +31,8 @@ class ServedPlan:
 
     @property
     def capability(self) -> str:
-        """As Triton writes it: 8.0."""
-        assert self.record.compute_capability is not None
-        return ".".join(map(str, self.record.compute_capability))
+        """As Triton writes it: 8.0. Empty for a portable plan, which Triton takes where it finds no other."""
+        return ".".join(map(str, self.record.compute_capability or ()))
 
 
 def chosen_targets(bundle: Bundle, asked: Sequence[str]) -> tuple[str, ...]:
@@ -65,7 +64,8 @@ def served_plans(
     capabilities = [plan.capability for plan in chosen]
     if len(set(capabilities)) < len(capabilities):
         raise InputError(
-            f"targets {', '.join(targets)} share a compute capability ({', '.join(sorted(set(capabilities)))}), by "
+            f"targets {', '.join(targets)} share a compute capability "
+            f"({', '.join(sorted({name or 'portable' for name in capabilities}))}), by "
             "which Triton tells plans apart; name one of them"
         )
     if max_batch is None and len({plan.record.batches.max for plan in chosen}) > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parure.bundle import Bundle
-from parure.engine import BatchRange, engine_folder
+from parure.engine import BatchRange, EngineRecord, engine_folder
 from parure.errors import BundleError, InputError
 from parure_triton.components import repository_models
 from parure_triton.model import Model
@@ -50,6 +50,16 @@ def test_plans_of_several_targets_stand_side_by_side(sd15_bundle: Path, tmp_path
     write_repository(sd15_bundle, tmp_path / "models", options=options)
     placed = sorted(path.name for path in (tmp_path / "models" / "unet" / "1").iterdir())
     assert placed == ["unet-b1-4-8.a100.plan", "unet-b1-4-8.h100.plan"]
+
+
+def test_a_portable_plan_is_for_the_gpus_that_have_none_of_their_own(copy: Path) -> None:
+    folder = engine_folder(copy, "a100", "tensorrt").rename(engine_folder(copy, "portable", "tensorrt"))
+    for path in folder.glob("*.json"):
+        record = EngineRecord.model_validate_json(path.read_bytes())
+        portable = record.model_copy(update={"target": "portable", "compute_capability": None})
+        path.write_text(portable.model_dump_json())
+    unet = models(copy, targets=("h100", "portable"))["unet"]
+    assert unet.file == "unet-b1-4-8.portable.plan" and unet.file_by_capability == {"9.0": "unet-b1-4-8.h100.plan"}
 
 
 def test_preferred_sizes_and_graphs_are_the_users_to_choose(sd15_bundle: Path) -> None:
