@@ -166,12 +166,15 @@ def test_eight_pictures_share_batches_and_each_is_as_if_alone(
     def counts() -> tuple[float, float]:
         return tuple(metric(server, f"nv_inference_{n}", model="unet") for n in ("request_success", "exec_count"))  # type: ignore[return-value]
 
-    calls, runs = counts()
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda seed: remote(photo, ornament, BOX, steps=20, seed=seed), range(8)))
-    more_calls, more_runs = counts()
-    assert more_calls - calls == sum(result.calls["unet"] for result in results) >= 8 * 20
-    assert (more_calls - calls) / (more_runs - runs) >= 4
+    for _ in range(3):  # a machine that is busy with something else may tear them apart
+        calls, runs = counts()
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda seed: remote(photo, ornament, BOX, steps=20, seed=seed), range(8)))
+        more_calls, more_runs = counts()
+        assert more_calls - calls == sum(result.calls["unet"] for result in results) >= 8 * 20
+        if (mean_batch := (more_calls - calls) / (more_runs - runs)) >= 4:
+            break
+    assert mean_batch >= 4
     for seed, result in enumerate(results):
         alone = local(photo, ornament, BOX, steps=20, seed=seed)
         scale = np.abs(alone.latents).max()

@@ -1,20 +1,26 @@
-"""The client loop against the in-process loop: seconds and bytes on the wire for one picture of the demo model.
+"""Server loop and client loop against the in-process loop: seconds, bytes on the wire, and batches that form.
 
-`python -m parure_bench.client_loop`. All ways take turns in one run, on one machine, so that their ratios mean
+`python -m parure_bench.topologies`. All ways take turns in one run, on one machine, so that their ratios mean
 something even where other work disturbs it; the server is idle while the process computes, and the other way round.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 import click
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -26,8 +32,13 @@ from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
 
-TARGET = 1.25  # client loop with shared memory / in-process
-SHARED = ("grpc, shared memory", "http, shared memory")
+SERVER = ("server loop, grpc", "server loop, http")
+CLIENT = ("client loop, grpc", "client loop, http")
+SHARED = ("client loop, grpc, shared memory", "client loop, http, shared memory")
+DEMO_TARGETS = {"server loop": 1.10, "client loop with shared memory": 1.25}  # seconds / in-process
+BATCH_TARGET = 4  # mean U-Net batch of 8 pictures at once
+SHARED_RUNS = 5
+WIRE_TARGET = 1.5  # bytes of a server-loop request / (inputs as files + picture as PNG)
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,13 @@ class Way:
 
 
 @click.command()
-@click.option("--work", default="out/client-loop", show_default=True, type=click.Path(path_type=Path))
+@click.option("--work", default="out/topologies", show_default=True, type=click.Path(path_type=Path))
 @click.option("--results", default="benchmarks/results", show_default=True, type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(path_type=Path), help="Another bundle than the demo's.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
 def main(work: Path, results: Path, bundle: Path | None, rounds: int, steps: int | None) -> None:
-    """Compare the client loop over gRPC, HTTP and shared memory with the in-process loop; writes client-loop.json."""
+    """Compare server loop and client loop with the in-process loop; writes topologies.json."""
     bundle = bundle or prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
     write_repository(bundle, work / "models")
     shot = next(demo_shots())
@@ -58,17 +69,23 @@ def main(work: Path, results: Path, bundle: Path | None, rounds: int, steps: int
         with opened(bundle, server.addresses) as tryons:
             taken = measure(tryons, shot, rounds, steps)
             cost = client_loop_cost(next(iter(tryons.values())).manifest, steps)
+            together = [shared_batches(server.addresses, tryons[SERVER[0]], shot) for _ in range(SHARED_RUNS)]
     ways = [way(name, pictures, taken["in-process"]) for name, pictures in taken.items()]
-    shared = min(w.ratio for w in ways if w.name in SHARED)
+    found = {
+        "server loop": next(w.ratio for w in ways if w.name == SERVER[0]),
+        "client loop with shared memory": min(w.ratio for w in ways if w.name in SHARED),
+    }
     report = {
-        "command": f"python -m parure_bench.client_loop --rounds {rounds}" + (f" --steps {steps}" if steps else ""),
+        "command": f"python -m parure_bench.topologies --rounds {rounds}" + (f" --steps {steps}" if steps else ""),
         "machine": machine(),
         "picture": {"shot": shot.name, "steps": cost.steps, "tensor_bytes_at_most": asdict(cost)},
         "ways": [asdict(w) for w in ways],
-        "target": {"shared_memory_ratio": TARGET, "found": shared, "kept": shared <= TARGET},
+        "found": {name: {"ratio": ratio, "target_at_demo_size": DEMO_TARGETS[name]} for name, ratio in found.items()},
+        "wire": wire_ratio(shot, taken[SERVER[0]][0]) | {"target": WIRE_TARGET},
+        "eight_pictures_at_once": {"runs": together, "mean_unet_batch_target": BATCH_TARGET},
     }
     results.mkdir(parents=True, exist_ok=True)
-    (results / "client-loop.json").write_text(json.dumps(report, indent=2) + "\n")
+    (results / "topologies.json").write_text(json.dumps(report, indent=2) + "\n")
     show(ways)
 
 
@@ -77,8 +94,10 @@ def opened(bundle: Path, at: Addresses) -> Iterator[dict[str, TryOn]]:
     """Every way to run the loop, by name."""
     openers: dict[str, Callable[[], TryOn]] = {
         "in-process": lambda: parure.open(bundle),
-        "grpc": lambda: parure.open(at.grpc, loop="client"),
-        "http": lambda: parure.open(at.http, loop="client"),
+        SERVER[0]: lambda: parure.open(at.grpc, loop="server"),
+        SERVER[1]: lambda: parure.open(at.http, loop="server"),
+        CLIENT[0]: lambda: parure.open(at.grpc, loop="client"),
+        CLIENT[1]: lambda: parure.open(at.http, loop="client"),
         SHARED[0]: lambda: parure.open(at.grpc, shared_memory=True),
         SHARED[1]: lambda: parure.open(at.http, shared_memory=True),
     }
@@ -99,6 +118,36 @@ def measure(tryons: Mapping[str, TryOn], shot: Shot, rounds: int, steps: int | N
         if not all(np.array_equal(result.latents, first.latents) for result in results):
             raise SystemExit(f"{name} computed another picture than the in-process loop")
     return taken
+
+
+def shared_batches(at: Addresses, tryon: TryOn, shot: Shot) -> dict[str, float]:
+    """Eight pictures of 20 steps at once: the mean U-Net batch by Triton's own count, and the seconds for all."""
+    before, since = unet_counts(at), time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: tryon(shot.photo, shot.ornament, shot.box, steps=20, seed=seed), range(8)))
+    calls, runs = (after - earlier for after, earlier in zip(unet_counts(at), before, strict=True))
+    return {"mean_unet_batch": round(calls / runs, 2), "seconds": round(time.perf_counter() - since, 2)}
+
+
+def unet_counts(at: Addresses) -> tuple[float, float]:
+    """Calls of the U-Net that the server has answered, and the executions that it took."""
+    text = urllib.request.urlopen(at.metrics, timeout=5).read().decode()
+    names = ("nv_inference_request_success", "nv_inference_exec_count")
+    found = [re.search(rf'^{name}{{[^}}]*model="unet"[^}}]*}} (\S+)$', text, re.MULTILINE) for name in names]
+    calls, runs = (float(match[1]) if match else 0.0 for match in found)
+    return calls, runs
+
+
+def wire_ratio(shot: Shot, result: Result) -> dict[str, float]:
+    """What one picture costs on the wire, against its inputs and its output as PNG files."""
+    files = sum(len(png(Image.fromarray(pixels))) for pixels in (shot.photo, shot.ornament)) + len(png(result.image))
+    return {"bytes": result.wire.total, "as_files": files, "ratio": round(result.wire.total / files, 3)}
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def way(name: str, results: list[Result], reference: list[Result]) -> Way:
