@@ -319,7 +319,7 @@ def test_the_data_centre_flavor_builds_for_the_gpu_at_hand_only(monkeypatch: pyt
         (["--target", "a1000"], "a1000"),
         (["--target", "a100", "--batch", "0"], "--batch is '0'"),
         (["--target", "a100", "--batch", "1,x"], "--batch is '1,x'"),
-        (["--target", "a100", "--batch", "64"], "batch 64 is more than the bundle's 4; export it with --max-batch 64"),
+        (["--target", "a100", "--batch", "64"], "batch 64 is more than the bundle's 8; export it with --max-batch 64"),
         (["--target", "a100", "--profile", "4:2:1"], "--profile is '4:2:1'"),
         (["--target", "a100", "--refittable"], "only on a machine with a GPU"),
         (["--target", "a100", "--component", "brain"], "component 'brain' is not in the bundle"),
