@@ -115,7 +115,7 @@ class EmbeddedServer:
         return str(json.loads(body)["version"])
 
     def wait_ready(self, timeout: float = 300.0, give_up: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until every model is ready; False if `give_up` said so first.
+        """Wait until every model is ready, and the metrics, which come last; False if `give_up` said so first.
 
         Raises `ServerError` with the lines of the log that matter where the server dies or `timeout` seconds pass.
         """
@@ -123,7 +123,8 @@ class EmbeddedServer:
         models = sorted(path.name for path in self._repository.iterdir() if path.is_dir())
         while not give_up():
             self.check_alive()
-            if all(self._answers(path) for path in ("/v2/health/ready", *(f"/v2/models/{m}/ready" for m in models))):
+            ready = all(self._answers(p) for p in ("/v2/health/ready", *(f"/v2/models/{m}/ready" for m in models)))
+            if ready and self._answers("/metrics", "metrics"):
                 return True
             if time.monotonic() > until:
                 raise ServerError(f"Triton was not ready after {timeout:g} s; its log says:\n{self._log_tail()}")
@@ -193,12 +194,12 @@ class EmbeddedServer:
             raise ServerError("the embedded server is not running; use it inside `with EmbeddedServer(...)`")
         return self._process
 
-    def _answers(self, path: str) -> bool:
-        return self._get(path)[0] == http.HTTPStatus.OK
+    def _answers(self, path: str, service: str = "http") -> bool:
+        return self._get(path, service)[0] == http.HTTPStatus.OK
 
-    def _get(self, path: str) -> tuple[int, bytes]:
+    def _get(self, path: str, service: str = "http") -> tuple[int, bytes]:
         """Status and body; status 0 where nothing answers."""
-        connection = http.client.HTTPConnection(HOST, self._ports["http"], timeout=2)
+        connection = http.client.HTTPConnection(HOST, self._ports[service], timeout=2)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
