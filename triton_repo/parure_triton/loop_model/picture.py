@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Picture:
     call: Call | None = None
     steps: int = 0
     queue: float = 0.0
+    ended: bool = False
 
     def gone(self) -> bool:
         return time.monotonic() > self.until or bool(self.sender.is_cancelled())
@@ -90,7 +91,6 @@ class Picture:
             self.check()
             assert self.call is not None, "read comes first"
             self._answer(self.call, read_request(self.call.asked, self.shop.manifest))
-            self._ended("made")
         except InputError as error:
             self.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)
         except Cancelled as error:
@@ -103,10 +103,9 @@ class Picture:
 
     def refuse(self, outcome: str, message: str, code: Any) -> None:
         """Answer with an error; raises nothing."""
-        try:
+        self._ended(outcome, message)
+        with suppress(Exception):  # the answer was sent before, or nobody is there to take it
             self.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), flags=_FINAL)
-        finally:
-            self._ended(outcome, message)
 
     def _answer(self, call: Call, request: Request) -> None:
         preview: Preview | None = None
@@ -118,6 +117,7 @@ class Picture:
                 tensors = seen_tensors(seen)
                 if seen.made is not None:
                     tensors |= _final(call, request, seen.made, self.shop.manifest, self.queue)
+                    self._ended("made")
                     self._send(tensors, _FINAL)
                 elif preview is not None:
                     self._send(tensors, 0)
@@ -144,6 +144,10 @@ class Picture:
         self.sender.send(pb_utils.InferenceResponse(chosen), flags=flags)
 
     def _ended(self, outcome: str, message: str = "") -> None:
+        """Count and log, once: before the caller knows, so that whoever has an answer finds it counted."""
+        if self.ended:
+            return
+        self.ended = True
         shop, seconds = self.shop, time.monotonic() - self.arrived
         shop.metrics.ended(outcome, seconds, self.watch.seconds)
         shop.metrics.ornaments(shop.ornaments.hits, shop.ornaments.misses, shop.ornaments.bytes)
