@@ -118,7 +118,8 @@ def measure(step: str, command: Sequence[str], *, seconds: float = 0, gb: float 
     sampler.join()
     if code:
         raise SystemExit(f"{step} failed with exit code {code}")
-    return Figure(step, " ".join(command), round(time.perf_counter() - since, 1), round(peak, 2), seconds, gb)
+    shown = " ".join([Path(command[0]).name, *command[1:]])
+    return Figure(step, shown, round(time.perf_counter() - since, 1), round(peak, 2), seconds, gb)
 
 
 def tree_gb(pid: int) -> float:
