@@ -38,18 +38,23 @@ def typed_command() -> str:
     return shlex.join(["parure", *sys.argv[1:]])
 
 
-class Numbers(click.ParamType):
-    """Whole numbers from 1 on, such as `1,4,8`, as a tuple."""
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, such as `1,4,8`; for `type=`."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"{text!r} is no list of whole numbers from 1 on; expected a form such as 1,4,8")
+    return tuple(dict.fromkeys(found))
 
-    name = "N,N,..."
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) < 1:
-            self.fail(f"{value!r} is no list of whole numbers from 1 on; expected a form such as 1,4,8", param, ctx)
-        return tuple(dict.fromkeys(numbers))
+def share(text: str) -> float:
+    """`5%` or `0.05`, as 0.05; for `type=`."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise click.BadParameter(f"{text!r} is no share; expected a form such as 5% or 0.05")
+    return found
