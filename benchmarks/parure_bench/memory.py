@@ -6,7 +6,6 @@ peak over two calls: weights, what the backend makes of them, and activations.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +38,14 @@ def main(root: Path, backend: Backend, name: str, batch: int) -> None:
     before, gpu_before = psutil.Process().memory_info().rss, gpu_used()
     for _ in range(2):
         executor.run(name, inputs)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - before
+    grown = peak_resident() - before
     print(max(gpu_used() - gpu_before, 0) or max(grown, 0))
+
+
+def peak_resident() -> int:
+    """Of this process since it began; `ru_maxrss` would also know the process that it was forked from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * KIB for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def gpu_used() -> int:

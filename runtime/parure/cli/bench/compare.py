@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from parure.cli.bench.options import share
+from parure.cli.bench.options import share, wide_console
 from parure.cli.common import needs
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def command(old: Path, new: Path, fail_above: float) -> int:
         from parure_bench.compare import compare
         from parure_bench.record import load_record
     comparison = compare(load_record(old), load_record(new), fail_above)
-    console = Console()
+    console = wide_console()
     for warning in comparison.warnings:
         click.echo(f"note: {warning}", err=True)
     console.print(_table(comparison))

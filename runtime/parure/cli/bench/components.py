@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from parure.bundle import Bundle
-from parure.cli.bench.options import numbers, out_option, rounds_options, typed_command
+from parure.cli.bench.options import numbers, open_bundles, out_option, rounds_options, typed_command, wide_console
 from parure.cli.common import needs
 from parure.errors import InputError
 from parure.tryon import Backend
@@ -50,7 +50,7 @@ def command(
         from parure_bench.limits import limit_here
         from parure_bench.recording import progress, recording
         from parure_bench.sampling import Rounds
-    opened = [Bundle.open(bundle) for bundle in bundles]
+    opened = open_bundles(bundles)
     chosen = _chosen(opened, names, batches)
     plan = ComponentPlan(chosen, batches, backends, Rounds(rounds, warmup, seconds or float("inf")), memory)
     with recording(out, "components", typed_command(), opened[0].identity) as run:
@@ -58,16 +58,14 @@ def command(
         run.notes.append(note)
         with progress() as bars:
             measure_components(opened, plan, device, run, bars)
-    Console().print(_table(run.series))
+    wide_console().print(_table(run.series))
     click.echo(f"{note}\n{out}")
 
 
-def _chosen(bundles: list[Bundle], names: tuple[str, ...], batches: tuple[int, ...]) -> tuple[str, ...]:
+def _chosen(bundles: Sequence[Bundle], names: tuple[str, ...], batches: tuple[int, ...]) -> tuple[str, ...]:
     """The components to measure; raises `InputError` for what the bundles do not have."""
     first = bundles[0].manifest
     for bundle in bundles:
-        if bundle.manifest.checkpoint_sha256 != first.checkpoint_sha256:
-            raise InputError(f"bundle {bundle.root} is of another checkpoint than {bundles[0].root}; measure it alone")
         if max(batches) > bundle.manifest.max_batch:
             raise InputError(
                 f"batch {max(batches)} is more than bundle {bundle.root} takes, {bundle.manifest.max_batch}; choose a "

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from parure.bundle import Bundle
-from parure.cli.bench.options import numbers, out_option, rounds_options, typed_command
+from parure.cli.bench.options import numbers, open_bundles, out_option, rounds_options, typed_command, wide_console
 from parure.cli.common import needs
 from parure.errors import InputError
 
@@ -62,7 +60,7 @@ def command(
         from parure_bench.recording import progress, recording
         from parure_bench.sampling import Rounds
         from parure_bench.shots import drawn_shot, given_shot
-    opened = [Bundle.open(bundle) for bundle in bundles]
+    opened = open_bundles(bundles)
     first, default = opened[0], opened[0].manifest.loop
     drawn_lines = [Curve.parse(curve) for curve in curves]
     if (photo, ornament, box) == (None, None, None):
@@ -89,7 +87,7 @@ def command(
     with recording(out, "loop", typed_command(), first.identity) as run, progress() as bars:
         measure_loop(peers, settings, plan, run, bars, apart=apart)
         measure_curves(drawn_lines, peers[0], settings[0], plan, run, bars)
-    console = Console()
+    console = wide_console()
     console.print(_pictures(run.series))
     console.print(_parts(run.series, backends[0]))
     for series in run.series:

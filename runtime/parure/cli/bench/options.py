@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
+from parure.bundle import Bundle
+from parure.errors import InputError
+
+PIPED_WIDTH = 160
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -33,9 +38,26 @@ def rounds_options(count: int, warmup: int) -> Callable[[Command], Command]:
     return decorate
 
 
+def open_bundles(roots: Sequence[Path]) -> list[Bundle]:
+    """Bundles to measure side by side; raises `InputError` where they are not of one checkpoint."""
+    opened = [Bundle.open(root) for root in roots]
+    for other in opened[1:]:
+        if other.manifest.checkpoint_sha256 != opened[0].manifest.checkpoint_sha256:
+            raise InputError(
+                f"bundle {other.root} is of another checkpoint than {opened[0].root}; measure it in a run of its own"
+            )
+    return opened
+
+
 def typed_command() -> str:
     """The command line as a user would type it again."""
     return shlex.join(["parure", *sys.argv[1:]])
+
+
+def wide_console() -> Console:
+    """For tables: as wide as the terminal, and wide enough where the output goes to a file or a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPED_WIDTH)
 
 
 def numbers(text: str) -> tuple[int, ...]:
