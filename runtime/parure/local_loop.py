@@ -35,6 +35,7 @@ class Made:
     latents: FloatArray
     seconds: dict[str, float]
     calls: dict[str, int]
+    spared: dict[str, int] = field(default_factory=dict)
     wire: Wire = field(default_factory=Wire)
 
 
@@ -186,6 +187,7 @@ def _made(run: ComponentRunner, person: Person, last: Step, masks: FloatArray) -
         latents=last.latents,
         seconds={part: sum(values) for part, values in run.watch.seconds.items()} | {"total": run.watch.total()},
         calls={part: len(values) for part, values in run.watch.seconds.items()},
+        spared=dict(run.watch.spared),
         wire=run.watch.meter.wire,
     )
 

@@ -20,6 +20,7 @@ from parure.geometry import Box, Region, region_alpha
 from parure.image import Pixels, Source
 from parure.local_loop import LocalLoop, Loop, Made, Preview, Seen, Solvers
 from parure.manifest import Geometry, Manifest
+from parure.modes import Mode
 from parure.request import Asked, Request, read_request
 from parure.solver import Solver
 from parure.wire import Timings, Wire
@@ -39,7 +40,7 @@ class Result:
     predicted wearing mask at the photo's size (mode L); `crop`: the model's own square picture, float32
     [S, S, 3] in 0..1; `masks`: the predicted mask after every step, float32 [K, s, s]; `timings`: seconds by
     part, with `total`, and in `timings.wire` bytes sent to and received from a server; `region`: the square of the
-    photo that the model saw.
+    photo that the model saw; `mode`: how the loop ran; `calls` of every part, and those that the mode `spared`.
 
     Where the loop ran on a server, `crop`, and `masks` before the last one, were rounded to 8 bits on their way.
     """
@@ -53,6 +54,8 @@ class Result:
     region: Region
     timings: Timings
     calls: dict[str, int]
+    mode: Mode
+    spared: dict[str, int]
 
     @property
     def wire(self) -> Wire:
@@ -96,14 +99,16 @@ class TryOn:
         solver: str | None = None,
         guidance: float | None = None,
         mask_loop: bool = True,
+        mode: str | Mode | None = None,
     ) -> Result:
         """Put `ornament` onto `photo` inside `box` = (left, top, right, bottom), in photo pixels.
 
         Pictures are paths, bytes, PIL images or uint8 arrays [H, W, 3]. `steps`, `solver` and `guidance`
-        default to what the bundle says. `mask_loop=False` keeps the box as the mask (alpha = 0 in Eq. 2).
+        default to what the bundle says. `mask_loop=False` keeps the box as the mask (alpha = 0 in Eq. 2). `mode` is
+        exact unless another is asked for, by name or by settings: docs/fast-modes.md.
         Raises `ImageError`, `BoxError`, `RequestError` before any work; `ServerError` where a server fails.
         """
-        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
+        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop, mode=mode)
         request = read_request(asked, self.manifest)
         for progress in self._progress(request, self.loop.run(request, None)):
             if progress.result is not None:
@@ -122,6 +127,7 @@ class TryOn:
         solver: str | None = None,
         guidance: float | None = None,
         mask_loop: bool = True,
+        mode: str | Mode | None = None,
         preview: Preview = "latents",
     ) -> Iterator[Progress]:
         """As calling the object, one `Progress` per step; the last carries the result, equal to the call's.
@@ -129,7 +135,7 @@ class TryOn:
         `preview`: `latents` projects latents to colours (s x s, nearly free), `decode` runs the VAE decoder.
         Closing the iterator gives the picture up.
         """
-        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
+        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop, mode=mode)
         request = read_request(asked, self.manifest)
         return self._progress(request, self.loop.run(request, preview))
 
@@ -172,6 +178,8 @@ def compose(request: Request, made: Made, geometry: Geometry) -> Result:
         region=request.region,
         timings=Timings(made.seconds | {"compose": spent, "total": made.seconds["total"] + spent}, made.wire),
         calls=made.calls | {"compose": 1},
+        mode=request.options.mode,
+        spared=made.spared,
     )
 
 

@@ -1,0 +1,93 @@
+"""What the loop of the paper calls at every step, and what a fast mode lets it take from an earlier one.
+
+In exact mode each of these does what its equation says and no more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parure.components import ComponentRunner
+from parure.executor import FloatArray
+from parure.modes import Mode
+
+if TYPE_CHECKING:
+    from parure.loop import LoopOptions, Ornament, Person
+
+
+class WearingMask:
+    """f_m and M_pred of a mask M (Eq. 3). They change only when M does, and are kept where the mode says so."""
+
+    def __init__(self, run: ComponentRunner, person: Person, ornament: Ornament, mode: Mode) -> None:
+        self._run, self._person, self._ornament, self._mode = run, person, ornament, mode
+        self._area = max(float(person.box_mask.sum()), 1.0)
+        self._seen: FloatArray | None = None
+        self._settled = False
+
+    def __call__(self, k: int, M: FloatArray, M_pred: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """f_m [1, L] and M_pred [1, 1, s, s] at step k; `M_pred` is the last one."""
+        if self._seen is None:
+            self.f_m, M_pred = self._refreshed(M)
+        elif not np.array_equal(M, self._seen):
+            if self._settled or not self._mode.refreshes(k):
+                self._run.watch.spare("reference_net", "mask_head")
+                return self.f_m, M_pred
+            before = M_pred
+            self.f_m, M_pred = self._refreshed(M)
+            self._settled = self._mode.settles(float(np.abs(M_pred - before).sum()) / self._area)
+        self._seen = M
+        return self.f_m, M_pred
+
+    def _refreshed(self, M: FloatArray) -> tuple[FloatArray, FloatArray]:
+        f_m = self._run.reference_net(self._person.masked_latents, M, self._ornament.tokens)
+        return f_m, self._run.mask_head(f_m, self._ornament.features, M)
+
+
+class Denoiser:
+    """eps of one pass: the U-Net on what it is given, or its outer blocks on its own deep features of before."""
+
+    def __init__(self, run: ComponentRunner, person: Person, ornament: Ornament, mode: Mode) -> None:
+        self._run, self._person, self._ornament, self._mode = run, person, ornament, mode
+        self._deep: FloatArray | None = None
+
+    def __call__(self, k: int, z: FloatArray, t: FloatArray, M: FloatArray, f_m: FloatArray) -> FloatArray:
+        c, f_o = self._ornament.tokens, self._ornament.features
+        seen = (z, self._person.masked_latents, M, t, c, f_o, f_m)
+        if self._mode.deep == 1:
+            return self._run.unet(*seen)
+        if self._deep is None or self._mode.dives(k):
+            eps, self._deep = self._run.unet_with_deep(*seen)
+            return eps
+        self._run.watch.spare("unet")
+        return self._run.unet_shallow(*seen, self._deep)
+
+
+class Guided:
+    """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees the ornament absent."""
+
+    def __init__(self, run: ComponentRunner, person: Person, ornament: Ornament, options: LoopOptions) -> None:
+        self._run, self._mode, self._g = run, options.mode, options.guidance
+        self._conditional = Denoiser(run, person, ornament, options.mode)
+        if self._g != 1.0:
+            self._unconditional = Denoiser(run, person, ornament.absent(), options.mode)
+        self._difference: FloatArray | None = None
+
+    def __call__(
+        self, k: int, count: int, z: FloatArray, timestep: np.float32, M: FloatArray, f_m: FloatArray
+    ) -> FloatArray:
+        """z and M [1, ., s, s] at step k of `count` -> eps [1, 4, s, s]."""
+        t = np.full(1, timestep, np.float32)
+        eps = self._conditional(k, z, t, M, f_m)
+        if self._g == 1.0:
+            return eps
+        if not self._mode.guides(k, count):
+            self._run.watch.spare("unet")
+            return eps
+        if self._difference is not None and not self._mode.contrasts(k):
+            self._run.watch.spare("unet")
+            return eps + np.float32(self._g - 1) * self._difference
+        eps_u = self._unconditional(k, z, t, M, f_m)
+        self._difference = eps - eps_u
+        return eps_u + np.float32(self._g) * self._difference
