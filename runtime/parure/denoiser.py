@@ -24,21 +24,23 @@ class WearingMask:
         self._run, self._person, self._ornament, self._mode = run, person, ornament, mode
         self._area = max(float(person.box_mask.sum()), 1.0)
         self._seen: FloatArray | None = None
-        self._settled = False
+        self._moved = float("inf")
 
-    def __call__(self, k: int, M: FloatArray, M_pred: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """f_m [1, L] and M_pred [1, 1, s, s] at step k; `M_pred` is the last one."""
+    def __call__(self, k: int, count: int, M: FloatArray, M_pred: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """f_m [1, L] and M_pred [1, 1, s, s] at step k of `count`; `M_pred` is the last one."""
         if self._seen is None:
-            self.f_m, M_pred = self._refreshed(M)
-        elif not np.array_equal(M, self._seen):
-            if self._settled or not self._mode.refreshes(k):
-                self._run.watch.spare("reference_net", "mask_head")
-                return self.f_m, M_pred
+            self._f_m, M_pred = self._refreshed(M)
+        elif np.array_equal(M, self._seen):
+            return self._f_m, M_pred
+        elif self._mode.refreshes(k, count, self._moved):
             before = M_pred
-            self.f_m, M_pred = self._refreshed(M)
-            self._settled = self._mode.settles(float(np.abs(M_pred - before).sum()) / self._area)
+            self._f_m, M_pred = self._refreshed(M)
+            self._moved = float(np.abs(M_pred - before).sum()) / self._area
+        else:
+            self._run.watch.spare("reference_net", "mask_head")
+            return self._f_m, M_pred
         self._seen = M
-        return self.f_m, M_pred
+        return self._f_m, M_pred
 
     def _refreshed(self, M: FloatArray) -> tuple[FloatArray, FloatArray]:
         f_m = self._run.reference_net(self._person.masked_latents, M, self._ornament.tokens)

@@ -59,6 +59,10 @@ class Loop(Protocol):
     def manifest(self) -> Manifest: ...
 
     @property
+    def identity(self) -> str:
+        """Of the bundle, as `Executor.identity`."""
+
+    @property
     def name(self) -> str:
         """How it is reached, as `Executor.name`."""
 
@@ -96,6 +100,10 @@ class LocalLoop:
     @property
     def manifest(self) -> Manifest:
         return self.executor.manifest
+
+    @property
+    def identity(self) -> str:
+        return self.executor.identity
 
     @property
     def name(self) -> str:

@@ -101,7 +101,7 @@ def denoise(
     M_box = M_pred = person.box_mask
     for k, timestep in enumerate(table.timesteps):
         M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
-        f_m, M_pred = reference(k, M, M_pred)  # Eq. 3
+        f_m, M_pred = reference(k, count, M, M_pred)  # Eq. 3
         eps = unet(k, count, solver.model_input(k), timestep, M, f_m)
         denoised = solver.denoised(k, eps)
         solver.step(k, eps, noise.at(k))

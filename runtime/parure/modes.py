@@ -23,7 +23,8 @@ class Mode:
     """How often the loop computes what changes little from step to step. The defaults are exact.
 
     `mask` n: ReferenceNet and mask head run at every n-th step. `settled`: once a run of them moves the wearing mask
-    by less than this, on average over the box, it was the last one; 0 never. `guidance`: the share of the steps, from
+    by less than this, on average over the box, they rest; 0 never. The last step always runs them, since its mask is
+    the one that is used. `guidance`: the share of the steps, from
     the first on, that are guided. `hold` n: of the guided steps every n-th runs the unconditional pass, the others add
     what it last made of the difference. `deep` n: every n-th step runs the whole U-Net, the others its outer blocks on
     the deep features of the last whole one.
@@ -53,13 +54,12 @@ class Mode:
         changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
         return ",".join(f"{name}={value:g}" for name, value in changed)
 
-    def refreshes(self, k: int) -> bool:
-        """Whether step k may compute the wearing mask anew."""
-        return k % self.mask == 0
+    def refreshes(self, k: int, count: int, moved: float) -> bool:
+        """Whether step k of `count` computes the wearing mask anew, where doing so last `moved` it by that much.
 
-    def settles(self, moved: float) -> bool:
-        """Whether a refresh that moved the mask by `moved`, mean |change| over the box, was the last one."""
-        return moved < self.settled
+        `moved` is the mean |change| over the box, infinite before there were two masks.
+        """
+        return k == count - 1 or (k % self.mask == 0 and moved >= self.settled)
 
     def guides(self, k: int, count: int) -> bool:
         """Whether step k of `count` is guided."""

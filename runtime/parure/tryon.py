@@ -87,6 +87,11 @@ class TryOn:
     def manifest(self) -> Manifest:
         return self.loop.manifest
 
+    @property
+    def identity(self) -> str:
+        """The identity of the bundle, wherever it runs."""
+        return self.loop.identity
+
     def __call__(
         self,
         photo: Source,

@@ -185,7 +185,7 @@ def png(pixels: Pixels) -> Array:
 def _read_made(outputs: Mapping[str, Array], request: Request, geometry: Geometry) -> Made:
     crop = load_image(outputs["picture"].tobytes()).astype(np.float32) / np.float32(255)
     side = geometry.latent_size
-    masks = load_mask(outputs["masks"].tobytes()).reshape(request.steps, side, side).copy()
+    masks = load_mask(outputs["masks"].tobytes()).reshape(-1, side, side).copy()  # PNDM has a step more
     masks[-1] = outputs["mask_values"]
     if crop.shape[:2] != (geometry.size, geometry.size) or not np.isfinite(masks).all():
         raise ValueError(f"a picture of {list(crop.shape)}, expected {[geometry.size] * 2}, and a finite mask")
