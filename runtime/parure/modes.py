@@ -79,8 +79,8 @@ PRESETS: Mapping[str, Mode] = MappingProxyType(
     {
         "exact": EXACT,
         "settled": Mode(settled=0.01),
-        "balanced": Mode(mask=2, settled=0.01, deep=2),
-        "fast": Mode(mask=3, settled=0.01, hold=2, deep=3),
+        "balanced": Mode(settled=0.01, hold=2, deep=2),
+        "fast": Mode(settled=0.01, hold=4, deep=4),
     }
 )
 

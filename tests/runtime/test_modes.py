@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +184,7 @@ def test_pictures_of_one_executor_do_not_share_what_they_keep() -> None:
     assert np.array_equal(first, again)
 
 
-@pytest.mark.parametrize("text", [*PRESETS, "mask=4", "fast,deep=2", "settled=0.02,guidance=0.5", "balanced,mask=1"])
+@pytest.mark.parametrize("text", [*PRESETS, "mask=4", "fast,deep=2", "settled=0.02,guidance=0.5", "balanced,mask=2"])
 def test_a_mode_is_read_back_from_its_own_words(text: str) -> None:
     mode = Mode.parse(text)
     assert Mode.parse(str(mode)) == mode
@@ -204,3 +206,14 @@ def test_words_that_name_no_mode_are_refused(text: str, words: str) -> None:
     with pytest.raises(RequestError) as caught:
         Mode.parse(text)
     assert words in str(caught.value)
+
+
+def test_the_page_on_modes_tells_of_every_preset_and_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fast-modes.md").read_text()
+    for name, preset in PRESETS.items():
+        words = ",".join(
+            f"{f.name}={getattr(preset, f.name):g}" for f in fields(Mode) if getattr(preset, f.name) != f.default
+        )
+        assert f"| `{name}` | {f'`{words}`' if words else 'none'}" in page
+    for setting in fields(Mode):
+        assert f"| `{setting.name}=" in page
