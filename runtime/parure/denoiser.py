@@ -72,24 +72,34 @@ class Guided:
     def __init__(self, run: ComponentRunner, person: Person, ornament: Ornament, options: LoopOptions) -> None:
         self._run, self._mode, self._g = run, options.mode, options.guidance
         self._conditional = Denoiser(run, person, ornament, options.mode)
+        self._both: Denoiser | None = None
         if self._g != 1.0:
-            self._unconditional = Denoiser(run, person, ornament.absent(), options.mode)
+            absent = ornament.absent()
+            self._unconditional = Denoiser(run, person, absent, options.mode)
+            if options.joined and options.mode.deep == 1:  # deep features are kept pass by pass
+                self._both = Denoiser(run, person.twice(), ornament.beside(absent), options.mode)
         self._difference: FloatArray | None = None
 
     def __call__(
         self, k: int, count: int, z: FloatArray, timestep: np.float32, M: FloatArray, f_m: FloatArray
     ) -> FloatArray:
         """z and M [1, ., s, s] at step k of `count` -> eps [1, 4, s, s]."""
-        t = np.full(1, timestep, np.float32)
-        eps = self._conditional(k, z, t, M, f_m)
+        seen = (z, np.full(1, timestep, np.float32), M, f_m)
         if self._g == 1.0:
-            return eps
+            return self._conditional(k, *seen)
         if not self._mode.guides(k, count):
             self._run.watch.spare("unet")
-            return eps
+            return self._conditional(k, *seen)
         if self._difference is not None and not self._mode.contrasts(k):
             self._run.watch.spare("unet")
-            return eps + np.float32(self._g - 1) * self._difference
-        eps_u = self._unconditional(k, z, t, M, f_m)
+            return self._conditional(k, *seen) + np.float32(self._g - 1) * self._difference
+        eps, eps_u = self._passes(k, *seen)
         self._difference = eps - eps_u
         return eps_u + np.float32(self._g) * self._difference
+
+    def _passes(self, k: int, *seen: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Of the conditional and the unconditional pass: two calls, or one of a batch of two."""
+        if self._both is None:
+            return self._conditional(k, *seen), self._unconditional(k, *seen)
+        eps = self._both(k, *(np.concatenate([array, array]) for array in seen))
+        return eps[:1], eps[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -92,8 +92,12 @@ class LocalLoop:
 
     place: Literal["client", "server"] = "client"
 
-    def __init__(self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None) -> None:
+    def __init__(
+        self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None, *, joined: bool = False
+    ) -> None:
+        """`joined` as in `LoopOptions`: it belongs to the executor, which gains from it or does not."""
         self.executor = executor
+        self._joined = joined
         self.ornaments = OrnamentCache() if ornaments is None else ornaments
         self._solvers = solvers
 
@@ -118,8 +122,9 @@ class LocalLoop:
         ornament = self._ornament(run, request)
         person = self._person(run, request)
         noise = Noise.draw(request.seed, table, person.masked_latents.shape)
+        options = replace(request.options, joined=self._joined)
         masks: list[FloatArray] = []
-        for step in denoise(run, person, ornament, table, noise, request.options):
+        for step in denoise(run, person, ornament, table, noise, options):
             masks.append(step.predicted_mask[0, 0])
             picture = self._preview(run, step, preview)
             if step.index + 1 < step.count:

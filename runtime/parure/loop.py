@@ -32,6 +32,11 @@ class Ornament:
         """What the unconditional pass of guidance sees: zeros for both."""
         return Ornament(_zeros(self.tokens), _zeros(self.features))
 
+    def beside(self, other: Ornament) -> Ornament:
+        """Both as one batch."""
+        pairs = ((self.tokens, other.tokens), (self.features, other.features))
+        return Ornament(*(np.concatenate(pair) for pair in pairs))
+
 
 @dataclass(frozen=True)
 class Person:
@@ -40,14 +45,22 @@ class Person:
     masked_latents: FloatArray
     box_mask: FloatArray
 
+    def twice(self) -> Person:
+        """As a batch of two."""
+        return Person(*(np.concatenate([array, array]) for array in (self.masked_latents, self.box_mask)))
+
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0); `mode` may skip work."""
+    """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0); `mode` may skip work.
+
+    `joined`: both passes of guidance in one U-Net call of batch 2, which computes the same up to rounding.
+    """
 
     guidance: float = 1.0
     mask_loop: bool = True
     mode: Mode = EXACT
+    joined: bool = False
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def open_tryon(
     deadline: float = 60.0,
     threads: int | None = None,
     backend: Backend = "onnxruntime",
+    join_guidance: bool = False,
     loop: Where | None = None,
     shared_memory: bool | SharedMemory = False,
     allow_wire_features: bool = False,
@@ -203,7 +204,8 @@ def open_tryon(
     `loop` says where the loop runs: on the `server`, one request per picture (the default where the server has the
     model for it), or at the `client`, one request per component call. `deadline` bounds each of these requests, in
     seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime
-    on its graphs, or TensorRT on its engines.
+    on its graphs, or TensorRT on its engines. `join_guidance` runs both passes of guidance in-process as one batch of
+    two, which computes the same up to rounding.
 
     For the client loop: `shared_memory` keeps large tensors off the wire to a server of this host that allows it, and
     `allow_wire_features` says that they may cross the network to a server elsewhere. Raises `BundleError` for a bundle
@@ -211,6 +213,8 @@ def open_tryon(
     go together, and for a client loop with a server elsewhere without that consent.
     """
     if "://" in str(source):
+        if join_guidance:
+            raise InputError(f"{source} is a server, which forms its batches itself; leave join_guidance out")
         from parure.server_loop import open_remote
 
         return TryOn(open_remote(str(source), deadline, loop, shared_memory, allow_wire_features))
@@ -223,7 +227,9 @@ def open_tryon(
     bundle = Bundle.open(source)
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
     solvers = Solvers(lambda name: Solver.load(specs[name], bundle.root))
-    return TryOn(LocalLoop(_in_process(bundle, threads, backend), solvers))
+    if join_guidance and bundle.manifest.max_batch < 2:
+        raise InputError(f"{source} takes no batch of two; export it with --max-batch 2, or leave join_guidance out")
+    return TryOn(LocalLoop(_in_process(bundle, threads, backend), solvers, joined=join_guidance))
 
 
 def _in_process(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:

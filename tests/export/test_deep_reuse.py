@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from parure.image import Pixels
 from parure.manifest import Precision
 from parure.modes import PRESETS, has_deep
 from parure.onnx_executor import OnnxExecutor
+from parure_export.engines.build import build_engines
+from parure_export.engines.cache import EngineCache
+from parure_export.engines.request import Options, Profile
+from parure_export.engines.targets import Flavor, Target
 from parure_export.evidence import EVIDENCE, load_evidence
 from parure_export.export import export_bundle, from_checkpoint
 from parure_export.model import ShallowUNet, TryOnUNet
@@ -113,6 +118,15 @@ def test_fp16_keeps_deep_features_in_16_bits(
     )
     with parure.open(tmp_path / "half", threads=1) as tryon:
         assert tryon(photo, ornament, BOX, steps=4, mode="deep=2").calls["unet_shallow"] == 4
+
+
+def test_engines_are_built_of_both(deep_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(deep_bundle, tmp_path / "bundle")
+    built = build_engines(
+        Bundle.open(tmp_path / "bundle"), Target("a100", (8, 0)), Flavor.TENSORRT_RTX, [Profile(min=1, opt=1, max=1)],
+        options=Options(), cache=EngineCache(tmp_path / "cache"), components=("unet", "unet_shallow"),
+    )  # fmt: skip
+    assert [[t.name for t in one.record.outputs] for one in built] == [["noise", "deep"], ["noise"]]
 
 
 class Wrong(nn.Module):

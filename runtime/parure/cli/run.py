@@ -38,6 +38,7 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
     show_default=True,
     help="What runs a bundle in this process.",
 )
+@click.option("--join-guidance", is_flag=True, help="Both passes of guidance as one batch, in this process.")
 @click.option(
     "--loop",
     type=click.Choice(["server", "client"]),
@@ -50,7 +51,7 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
     seed: int, solver: str | None, guidance: float | None, mode: str | None, deadline: float, backend: Backend,
-    loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
+    join_guidance: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -62,6 +63,7 @@ def command(
         source,
         deadline=deadline,
         backend=backend,
+        join_guidance=join_guidance,
         loop=loop,
         shared_memory=shared_memory,
         allow_wire_features=allow_wire_features,
