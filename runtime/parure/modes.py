@@ -7,9 +7,10 @@ everything. As text, on the command line and on the wire, a mode is the name of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from parure.errors import RequestError
 from parure.manifest import Manifest
@@ -44,7 +45,8 @@ class Mode:
             settings, name = [name, *settings], "exact"
         if name not in PRESETS:
             raise RequestError(f"mode is {text!r}; expected one of {', '.join(PRESETS)}, or settings: {_SETTINGS}")
-        return replace(PRESETS[name], **dict(_setting(setting, text) for setting in settings))
+        changes: dict[str, Any] = dict(_setting(setting, text) for setting in settings)
+        return replace(PRESETS[name], **changes)
 
     def __str__(self) -> str:
         """What `parse` makes this mode of."""
@@ -84,14 +86,8 @@ PRESETS: Mapping[str, Mode] = MappingProxyType(
     }
 )
 
-_READERS: Mapping[str, Callable[[str], float]] = {f.name: type(f.default) for f in fields(Mode)}
-_EXPECTED = {
-    "mask": "a whole number from 1 on",
-    "settled": "a number from 0 to 1",
-    "guidance": "a number from 0 to 1",
-    "hold": "a whole number from 1 on",
-    "deep": "a whole number from 1 on",
-}
+_WHOLE, _SHARE = "a whole number from 1 on", "a number from 0 to 1"
+_EXPECTED = {"mask": _WHOLE, "settled": _SHARE, "guidance": _SHARE, "hold": _WHOLE, "deep": _WHOLE}
 _SETTINGS = "mask=N, settled=X, guidance=SHARE, hold=N, deep=N"
 
 
@@ -115,16 +111,16 @@ def has_deep(manifest: Manifest) -> bool:
 
 def _setting(setting: str, text: str) -> tuple[str, float]:
     name, _, value = setting.partition("=")
-    if name not in _READERS:
+    if name not in _EXPECTED:
         raise RequestError(f"mode is {text!r}, and {setting!r} is no setting; expected {_SETTINGS}")
     try:
-        return name, _READERS[name](value)
+        return name, int(value) if _EXPECTED[name] == _WHOLE else float(value)
     except ValueError as error:
         raise RequestError(f"mode is {text!r}, where {name} is {value!r}; expected {_EXPECTED[name]}") from error
 
 
 def _check(name: str, value: float, expected: str, mode: Mode) -> None:
-    whole = "whole" in expected
+    whole = expected == _WHOLE
     if isinstance(value, bool) or (whole and not isinstance(value, int)) or not _in_range(value, whole):
         raise RequestError(f"mode is {mode!r}, where {name} is {value!r}; expected {expected}")
 

@@ -26,21 +26,10 @@ def test_the_record_tells_speed_and_fidelity_of_every_mode_against_exact(
     deep_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "quality.json"
-    main(
-        [
-            "bench",
-            "quality",
-            str(deep_bundle),
-            "--triplets",
-            "3",
-            "--mode",
-            "fast",
-            "--mode",
-            "deep=2",
-            "--out",
-            str(out),
-        ]
-    )
+    command = ["bench", "quality", str(deep_bundle), "--triplets", "3", "--mode", "fast", "--mode", "deep=2"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--out", str(out)])
+    assert exit_.value.code == 0
     record = load_record(out)
     assert record.kind == "quality" and record.incomplete is None
     assert record.environment.bundle == Bundle.open(deep_bundle).identity

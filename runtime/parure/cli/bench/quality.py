@@ -47,34 +47,23 @@ def command(source: str, out: Path, modes: tuple[str, ...], triplets: int, deadl
 
 
 def _table(found: list[Found]) -> Table:
-    table = Table(
-        "",
-        "mode",
-        "steps",
-        "solver",
-        "speed",
-        "95 %",
-        "PSNR",
-        "least",
-        "SSIM",
-        "mask IoU",
-        "against truth: PSNR",
-        "IoU",
-    )
+    columns = ("mode", "speed", "PSNR, dB", "least", "SSIM", "IoU", "truth: dB", "IoU")
+    table = Table(*columns, title="speed and fidelity against exact; * on the frontier")
     for one in found:
         means = {name: sum(values) / len(values) for name, values in one.fidelity.items()}
         table.add_row(
-            "[green]frontier[/]" if one.frontier else "",
-            one.way.mode,
-            str(one.way.steps),
-            one.way.solver,
-            f"{one.speed.value:.2f} x",
-            f"{one.speed.low:.2f} .. {one.speed.high:.2f}",
-            f"{means['psnr_exact']:.1f} dB",
+            f"{'* ' if one.frontier else '  '}{_title(one)}",
+            f"{one.speed.value:.2f} x ({one.speed.low:.2f}..{one.speed.high:.2f})",
+            f"{means['psnr_exact']:.1f}",
             f"{min(one.fidelity['psnr_exact']):.1f}",
             f"{means['ssim_exact']:.4f}",
             f"{means['mask_iou_exact']:.3f}",
-            f"{means['psnr_truth']:.2f} dB",
+            f"{means['psnr_truth']:.2f}",
             f"{means['mask_iou_truth']:.3f}",
         )
     return table
+
+
+def _title(found: Found) -> str:
+    way = found.way
+    return way.mode if way.axis == "mode" else f"{way.mode}, {way.steps} steps of {way.solver}"
