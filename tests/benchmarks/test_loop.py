@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +121,11 @@ class Failing:
         self.inner, self.left, self.name = OnnxExecutor(bundle, threads=1), calls, "failing"
         self.manifest, self.identity = bundle.manifest, bundle.identity
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         self.left -= 1
         if self.left < 0:
             raise ParureError("the device fell off the bus")
-        return self.inner.run(component, inputs)
+        return self.inner.run(component, inputs, wanted)
 
     def close(self) -> None:
         self.inner.close()
