@@ -31,7 +31,7 @@ import parure
 from parure.bundle import Bundle
 from parure.locality import client_loop_cost
 from parure.tryon import Result, TryOn
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
@@ -98,7 +98,7 @@ def main(
     cost = client_loop_cost(manifest, steps)
     report = {
         "command": " ".join(["python -m parure_bench.topologies", *(shlex.quote(word) for word in sys.argv[1:])]),
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "picture": {"shot": shot.name, "steps": cost.steps, "tensor_bytes_at_most": asdict(cost)},
         "ways": [asdict(w) for w in ways],
         "found": {name: {"ratio": found, "target": TARGETS[size][name]} for name, found in ratios(ways).items()},
