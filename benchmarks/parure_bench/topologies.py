@@ -27,7 +27,7 @@ from rich.table import Table
 import parure
 from parure.locality import client_loop_cost
 from parure.tryon import Result, TryOn
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
@@ -77,7 +77,7 @@ def main(work: Path, results: Path, bundle: Path | None, rounds: int, steps: int
     }
     report = {
         "command": f"python -m parure_bench.topologies --rounds {rounds}" + (f" --steps {steps}" if steps else ""),
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "picture": {"shot": shot.name, "steps": cost.steps, "tensor_bytes_at_most": asdict(cost)},
         "ways": [asdict(w) for w in ways],
         "found": {name: {"ratio": ratio, "target_at_demo_size": DEMO_TARGETS[name]} for name, ratio in found.items()},

@@ -7,7 +7,8 @@
     │   ├── RequestError             steps, solver, guidance, seed
     │   │   └── SolverError          a run that a solver does not have, a scheduler it cannot express
     │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
-    │   └── BundleError              a bundle that is missing, incomplete or altered
+    │   ├── BundleError              a bundle that is missing, incomplete or altered
+    │   └── RecordError              a benchmark's record that is missing, foreign or of another version
     ├── ExportError                  export could not keep its promise (parity, unsupported module)
     ├── EngineError                  a TensorRT engine that cannot be opened, refitted or run
     ├── ServerError                  something about an inference server
@@ -59,6 +60,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle is missing, incomplete, altered, or of another schema version."""
+
+
+class RecordError(InputError):
+    """A record of `parure bench` is missing, empty, foreign, or of another schema version."""
 
 
 class ExportError(ParureError):
