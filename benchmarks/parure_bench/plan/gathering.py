@@ -41,9 +41,9 @@ class Gathering:
         place.waiting.append(go)
         self._begin_where_complete()
         if not go.triggered:
-            yield go | self._env.timeout(max(PATIENCE * place.seconds, LEAST_WAIT))
-            if not go.triggered:
-                place.begin()
+            timer = self._env.timeout(max(PATIENCE * place.seconds, LEAST_WAIT))
+            timer.callbacks.append(lambda _: None if go.triggered else place.begin())  # type: ignore[union-attr]
+            yield go
 
     def called(self, component: str, seconds: float) -> None:
         """A call has taken `seconds`."""
