@@ -13,7 +13,7 @@ from parure.errors import RecordError
 from parure.manifest import Frozen
 from parure_bench.environment import Environment, GpuState
 
-RECORD_VERSION = 1
+RECORD_VERSION: Literal[1] = 1
 Kind = Literal["components", "loop", "serve", "roofline", "quality", "plan"]
 Label = str | int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -27,7 +27,7 @@ from parure.wire import Timings, Wire
 if TYPE_CHECKING:
     from parure.shared_tensors import SharedMemory
 
-Backend = Literal["onnxruntime", "tensorrt"]
+Backend = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
 Where = Literal["server", "client"]
 
 
@@ -189,8 +189,8 @@ def open_tryon(
 
     `loop` says where the loop runs: on the `server`, one request per picture (the default where the server has the
     model for it), or at the `client`, one request per component call. `deadline` bounds each of these requests, in
-    seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime
-    on its graphs, or TensorRT on its engines.
+    seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime or
+    OpenVINO on its graphs (`openvino-bf16` rounds inside, where the CPU has bf16), or TensorRT on its engines.
 
     For the client loop: `shared_memory` keeps large tensors off the wire to a server of this host that allows it, and
     `allow_wire_features` says that they may cross the network to a server elsewhere. Raises `BundleError` for a bundle
@@ -208,16 +208,24 @@ def open_tryon(
             "leave it out"
         )
     bundle = Bundle.open(source)
+    return TryOn(LocalLoop(open_executor(bundle, threads, backend), solvers_of(bundle)))
+
+
+def solvers_of(bundle: Bundle) -> Solvers:
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
-    solvers = Solvers(lambda name: Solver.load(specs[name], bundle.root))
-    return TryOn(LocalLoop(_in_process(bundle, threads, backend), solvers))
+    return Solvers(lambda name: Solver.load(specs[name], bundle.root))
 
 
-def _in_process(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:
+def open_executor(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:
+    """What runs the components of `bundle` in this process."""
     if backend == "tensorrt":
         from parure.tensorrt_executor import TensorRtExecutor
 
         return TensorRtExecutor(bundle)
+    if backend.startswith("openvino"):
+        from parure.openvino_executor import OpenVinoExecutor
+
+        return OpenVinoExecutor(bundle, threads=threads, hint="bf16" if backend == "openvino-bf16" else "f32")
     from parure.onnx_executor import OnnxExecutor
 
     return OnnxExecutor(bundle, threads=threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -32,7 +33,7 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 @click.option("--guidance", type=float, help="Guidance scale; 1 switches it off [default: the bundle's].")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(get_args(Backend)),
     default="onnxruntime",
     show_default=True,
     help="What runs a bundle in this process.",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from parure.cli.bench.options import share, wide_console
 from parure.cli.common import needs
 
 if TYPE_CHECKING:
@@ -17,27 +17,16 @@ if TYPE_CHECKING:
 COLOURS = {"slower": "red", "faster": "green"}
 
 
-class Share(click.ParamType):
-    """`5%` or `0.05`, as 0.05."""
-
-    name = "PERCENT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value)
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share < float("inf"):
-            self.fail(f"{text!r} is no share; expected a form such as 5% or 0.05", param, ctx)
-        return share
-
-
 @click.command("compare")
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option(
-    "--fail-above", default="5%", show_default=True, type=Share(), help="Smaller changes are let pass, however sure."
+    "--fail-above",
+    default="5%",
+    show_default=True,
+    type=share,
+    metavar="SHARE",
+    help="Smaller changes are let pass, however sure.",
 )
 def command(old: Path, new: Path, fail_above: float) -> int:
     """Compare record NEW with record OLD of the same measurement.
@@ -49,7 +38,7 @@ def command(old: Path, new: Path, fail_above: float) -> int:
         from parure_bench.compare import compare
         from parure_bench.record import load_record
     comparison = compare(load_record(old), load_record(new), fail_above)
-    console = Console()
+    console = wide_console()
     for warning in comparison.warnings:
         click.echo(f"note: {warning}", err=True)
     console.print(_table(comparison))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
+from parure.bundle import Bundle
+from parure.errors import InputError
+
+PIPED_WIDTH = 160
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -33,23 +38,45 @@ def rounds_options(count: int, warmup: int) -> Callable[[Command], Command]:
     return decorate
 
 
+def open_bundles(roots: Sequence[Path]) -> list[Bundle]:
+    """Bundles to measure side by side; raises `InputError` where they are not of one checkpoint."""
+    opened = [Bundle.open(root) for root in roots]
+    for other in opened[1:]:
+        if other.manifest.checkpoint_sha256 != opened[0].manifest.checkpoint_sha256:
+            raise InputError(
+                f"bundle {other.root} is of another checkpoint than {opened[0].root}; measure it in a run of its own"
+            )
+    return opened
+
+
 def typed_command() -> str:
     """The command line as a user would type it again."""
     return shlex.join(["parure", *sys.argv[1:]])
 
 
-class Numbers(click.ParamType):
-    """Whole numbers from 1 on, such as `1,4,8`, as a tuple."""
+def wide_console() -> Console:
+    """For tables: as wide as the terminal, and wide enough where the output goes to a file or a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPED_WIDTH)
 
-    name = "N,N,..."
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) < 1:
-            self.fail(f"{value!r} is no list of whole numbers from 1 on; expected a form such as 1,4,8", param, ctx)
-        return tuple(dict.fromkeys(numbers))
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, such as `1,4,8`; for `type=`."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"{text!r} is no list of whole numbers from 1 on; expected a form such as 1,4,8")
+    return tuple(dict.fromkeys(found))
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05`, as 0.05; for `type=`."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise click.BadParameter(f"{text!r} is no share; expected a form such as 5% or 0.05")
+    return found
