@@ -16,7 +16,9 @@ def parse_rate(text: str, option: str = "--rate") -> float:
     match = re.fullmatch(rf"{_NUMBER}/\s*(s|min|h)\s*", text)
     value = float(match[1]) / _SECONDS[match[2]] if match else 0.0
     if not 0 < value < math.inf:
-        raise InputError(f"{option} is {text!r}; expected pictures in a time above 0, such as 200/s, 12000/min or 5000/h")
+        raise InputError(
+            f"{option} is {text!r}; expected pictures in a time above 0, such as 200/s, 12000/min or 5000/h"
+        )
     return value
 
 

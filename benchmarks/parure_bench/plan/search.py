@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from parure.errors import ParureError
 from parure_bench.plan.batcher import Batching
 from parure_bench.plan.quantities import spoken
-from parure_bench.plan.simulate import Host, Offered, Outcome, Server, simulate
+from parure_bench.plan.simulate import Host, Offered, Server, simulate
 from parure_bench.plan.times import Times
 from parure_bench.plan.workload import Workload
 from parure_bench.statistics import Estimate
@@ -49,7 +49,7 @@ class Ground:
 
     times: Times
     workload: Workload
-    host: Host = Host()
+    host: Host = field(default_factory=Host)
     demand: float = 1.0
     instances: int = 1
     waiting: int = 64

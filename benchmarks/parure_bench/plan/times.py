@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from parure.errors import InputError, RecordError
+from parure.manifest import Precision
+from parure_bench.devices import Device
 from parure_bench.record import Record
+from parure_bench.roofline import Cost
 
 Samples = tuple[float, ...]
 
@@ -18,13 +21,20 @@ class Curve:
     """Samples by batch size; between measured sizes the medians are interpolated, beyond the last one extended."""
 
     samples: Mapping[int, Samples]
+    _medians: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def median(self, batch: int) -> float:
+        if batch not in self._medians:
+            self._medians[batch] = self._between(batch)
+        return self._medians[batch]
+
+    def _between(self, batch: int) -> float:
         sizes = sorted(self.samples)
         medians = [float(np.median(self.samples[size])) for size in sizes]
-        if batch <= sizes[-1] or len(sizes) == 1:
-            below = medians[0] * (batch / sizes[-1] if batch > sizes[-1] else 1)
-            return float(np.interp(batch, sizes, medians)) if batch <= sizes[-1] else below
+        if batch <= sizes[-1]:
+            return float(np.interp(batch, sizes, medians))
+        if len(sizes) == 1:
+            return medians[0] * batch / sizes[0]
         slope = (medians[-1] - medians[-2]) / (sizes[-1] - sizes[-2])
         return medians[-1] + max(slope, 0.0) * (batch - sizes[-1])
 
@@ -34,7 +44,7 @@ class Curve:
         samples = self.samples[nearest]
         if len(samples) == 1:
             return self.median(batch)
-        return self.median(batch) * samples[generator.integers(len(samples))] / float(np.median(samples))
+        return self.median(batch) * samples[generator.integers(len(samples))] / self.median(nearest)
 
 
 @dataclass(frozen=True)
@@ -58,36 +68,29 @@ class Times:
             )
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one sample costs, and what is read once for a whole batch."""
+EFFICIENCY = 0.32
+"""Share of the roofline that is reached: the best published for SD 1.5's U-Net at batch 1 on an A100."""
 
-    flops: float
-    weight_bytes: float
-    sample_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """FLOP/s and bytes/s that a device can reach, and the share of them that kernels really do."""
-
-    name: str
-    flops: float
-    bandwidth: float
-    efficiency: float
-
-    def seconds(self, work: Work, batch: int) -> float:
-        computing = work.flops * batch / self.flops
-        moving = (work.weight_bytes + work.sample_bytes * batch) / self.bandwidth
-        return max(computing, moving) / self.efficiency
+SD15 = {
+    "vae_encoder": Cost(1_116_658_466_816, 68_297_634, 1_605_632),
+    "image_encoder": Cost(162_428_190_720, 607_485_954, 695_808),
+    "reference_net": Cost(779_406_868_480, 1_714_031_690, 23_537_152),
+    "mask_head": Cost(978_321_408, 241_794, 46_219_264),
+    "unet": Cost(1_114_768_670_720, 1_718_959_696, 46_704_130),
+    "vae_decoder": Cost(2_514_518_933_504, 98_937_912, 1_605_632),
+}
+"""As counted in a bundle of SD 1.5 size at 512 x 512 pixels, fp16, raw features, where no bundle is named."""
 
 
-def roofline_times(works: Mapping[str, Work], limits: Limits, batches: tuple[int, ...], source: str) -> Times:
-    """Times of a device that nobody has measured yet."""
+def roofline_times(
+    costs: Mapping[str, Cost], device: Device, precision: Precision, batches: Sequence[int], efficiency: float
+) -> Times:
+    """Times of a device that nobody has measured yet: its least time divided by `efficiency`."""
     curves = {
-        name: Curve({batch: (limits.seconds(work, batch),) for batch in batches}) for name, work in works.items()
+        name: Curve({batch: (cost.seconds(device, precision, batch) / efficiency,) for batch in batches})
+        for name, cost in costs.items()
     }
-    return Times(curves, source)
+    return Times(curves, f"roofline of {device.name} in {precision} at {efficiency:.0%} of it")
 
 
 def measured_times(records: list[Record], backend: str | None = None) -> Times:
@@ -106,15 +109,18 @@ def measured_times(records: list[Record], backend: str | None = None) -> Times:
     for record in records:
         for series in record.series:
             if "batch" in series.labels and series.samples and series.unit == "s":
-                by_component = found.setdefault(str(series.labels.get("backend", "")), {})
+                way = f"{series.labels.get('backend', '')}:{series.labels.get('precision', '')}"
+                by_component = found.setdefault(way, {})
                 by_component.setdefault(series.name, {})[int(series.labels["batch"])] = series.samples
     if not found:
         raise RecordError("the records hold no component times by batch size; run `parure bench components` again")
-    if backend is not None and backend not in found:
-        raise InputError(f"backend is {backend!r}; the records have {', '.join(sorted(found))}")
-    chosen = backend if backend is not None else _fastest(found)
+    if backend is not None:
+        found = {way: curves for way, curves in found.items() if way.split(":")[0] == backend} or found
+        if not any(way.split(":")[0] == backend for way in found):
+            raise InputError(f"backend is {backend!r}; the records have {', '.join(sorted(found))}")
+    chosen = _fastest(found)
     curves = {name: Curve(samples) for name, samples in found[chosen].items()}
-    return Times(curves, f"`parure bench components` on {next(iter(devices))}" + (f", {chosen}" if chosen else ""))
+    return Times(curves, f"`parure bench components` on {next(iter(devices))}, {chosen}")
 
 
 def _fastest(found: Mapping[str, Mapping[str, Mapping[int, Samples]]]) -> str:

@@ -24,9 +24,7 @@ class Workload:
     def calls(self, *, cached: bool) -> tuple[str, ...]:
         """Components by name, as `LocalLoop` and `denoise` call them."""
         refreshed = self.steps if self.refreshes is None else self.refreshes
-        steps = [
-            (*(MASK if k < refreshed else ()), *(["unet"] * self.passes)) for k in range(self.steps)
-        ]
+        steps = [(*(MASK if k < refreshed else ()), *(["unet"] * self.passes)) for k in range(self.steps)]
         return (*(() if cached else ORNAMENT), "vae_encoder", *(name for step in steps for name in step), LAST)
 
     def counts(self) -> dict[str, float]:

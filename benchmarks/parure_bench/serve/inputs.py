@@ -32,9 +32,8 @@ def cases(photo: Path | None, ornament: Path | None, box: str | None) -> list[Ca
     given = {"--photo": photo, "--ornament": ornament, "--box": box}
     if photo is not None and ornament is not None and box is not None:
         return [Case(load_image(photo, subject="photo"), load_image(ornament, subject="ornament"), Box.parse(box))]
-    if missing := [name for name, value in given.items() if value is None]:
-        if len(missing) < len(given):
-            raise InputError(f"{missing[0]} is missing; give --photo, --ornament and --box, or none for the demo's")
+    if (missing := [name for name, value in given.items() if value is None]) and len(missing) < len(given):
+        raise InputError(f"{missing[0]} is missing; give --photo, --ornament and --box, or none for the demo's")
     from parure_export.demo.showcase import demo_shots
 
     return [Case(shot.photo, shot.ornament, shot.box) for shot in demo_shots()]

@@ -104,6 +104,7 @@ def _figures_of(good: Sequence[Answer], taken: Taken) -> dict[str, float]:
         "p50": p50,
         "p90": p90,
         "p99": p99,
+        "steps": float(np.mean([answer.steps for answer in good])),
         "bytes_sent": float(np.mean([answer.bytes_sent for answer in good])),
         "bytes_received": float(np.mean([answer.bytes_received for answer in good])),
         "sent_late": float(np.percentile([answer.sent - answer.due for answer in good], 99)),

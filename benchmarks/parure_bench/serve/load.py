@@ -37,6 +37,7 @@ class Answer:
     bytes_received: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
 
     @property
     def latency(self) -> float:
@@ -79,7 +80,7 @@ class _Watch:
         self._note(
             Answer(
                 sent if due is None else due, sent, self.now(), None, "", wire.sent, wire.received,
-                dict(result.timings), dict(result.calls),
+                dict(result.timings), dict(result.calls), len(result.masks),
             ),
             None,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from parure.cli.bench.options import Numbers, out_option, typed_command
+from parure.cli.bench.options import numbers, out_option, typed_command, wide_console
 from parure.cli.common import needs
 from parure.tryon import open_tryon
 
@@ -36,7 +36,7 @@ class Rates(click.ParamType):
 @click.option("--cache", "caches", multiple=True, type=click.Choice(["warm", "cold"]),
               help="Ornaments seen before, or a new one for every picture; repeatable [default: warm].")  # fmt: skip
 @click.option("--ornaments", default=1, show_default=True, type=click.IntRange(1), help="Distinct ones, when warm.")
-@click.option("--concurrency", default="1,2,4,8,16", show_default=True, type=Numbers(),
+@click.option("--concurrency", default="1,2,4,8,16", show_default=True, type=numbers, metavar="N,N,...",
               help="Callers who ask again when answered.")  # fmt: skip
 @click.option("--rates", type=Rates(),
               help="Arrivals at random, such as 2/s,4/s; none [default: shares of the highest throughput].")  # fmt: skip
@@ -86,7 +86,7 @@ def command(
                     table.add_row(*_row(series))
         finally:
             if table.row_count:
-                Console().print(table)
+                wide_console().print(table)
     click.echo(f"record: {out}")
 
 
@@ -103,13 +103,15 @@ def _row(series: Series) -> list[str]:
         counted, failed = "", ""
     else:
         load, counted = _load(series), f"{figures['requests']:.0f}"
-        failed = ", ".join(f"{count:.0f} {name.removeprefix('errors.')}" for name, count in figures.items() if "errors." in name)
+        failed = ", ".join(
+            f"{count:.0f} {name.removeprefix('errors.')}" for name, count in figures.items() if "errors." in name
+        )
     cells = [_number(figures.get(name)) for name in ("throughput", "p50", "p99", "mean_unet_batch")]
     return [str(series.labels["loop"]), str(series.labels["ornaments"]), load, counted, *cells, failed]
 
 
 def _line(series: Series) -> str:
-    loop, ornaments, load, counted, throughput, p50, p99, *_ = _row(series)
+    _, _, load, counted, throughput, p50, p99, *_ = _row(series)
     return f"  {load}: {counted} requests, {throughput}/s, p50 {p50} s, p99 {p99} s" if counted else f"  {load}"
 
 
