@@ -16,9 +16,10 @@ from parure_bench.plan.times import Times
 from parure_bench.plan.workload import Workload
 from parure_bench.statistics import Estimate
 
-DELAYS = (0.0, 0.001, 0.005)
+DELAYS = (0.001, 0.0, 0.005)  # without any, the first of several calls that come together goes alone
 _HALVINGS = 6
-_SCOUTED = 400  # pictures of a simulation that looks around
+_SCOUTED, _SCOUTS = 400, 3  # pictures of a simulation that looks around, and how many there are
+_GROWTH = 1.1
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 95 %
 
 
@@ -96,10 +97,12 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Plan:
+    """`short`: the most GPUs that were seen not to suffice; `alone`: latency of a picture on an idle one, seconds."""
+
     promise: Promise
     setting: Setting
     confirmed: Confirmed
-    one_less: Confirmed | None
+    short: Confirmed | None
     alone: float
     trials: tuple[Trial, ...]
 
@@ -126,19 +129,26 @@ def plan(
             f"p99 of {spoken(promise.p99)} is met by no setting even at a trickle, though a picture alone takes "
             f"{spoken(alone)}: pictures that meet by chance slow each other; ask for more"
         )
-    gpus = math.ceil(promise.rate / best_trial.rate)
 
-    def confirm(count: int) -> Confirmed:
-        return confirmed(ground, best_trial.setting, promise, count, replications, pictures, seed + 1)
+    def confirm(gpus: int) -> Confirmed:
+        return confirmed(ground, best_trial.setting, promise, gpus, replications, pictures, seed + 100)
 
-    found = confirm(gpus)
-    while found.p99.high > promise.p99:
-        gpus = max(gpus + 1, math.ceil(gpus * 1.03))
-        found = confirm(gpus)
-    while gpus > 1 and (fewer := confirm(gpus - 1)).p99.high <= promise.p99:
-        gpus, found = gpus - 1, fewer
-    one_less = fewer if gpus > 1 else None
-    return Plan(promise, best_trial.setting, found, one_less, alone, tuple(trials))
+    found, short = _fewest(confirm, math.ceil(promise.rate / best_trial.rate), promise.p99)
+    return Plan(promise, best_trial.setting, found, short, alone, tuple(trials))
+
+
+def _fewest(confirm: Callable[[int], Confirmed], start: int, p99: float) -> tuple[Confirmed, Confirmed | None]:
+    """The fewest GPUs that keep `p99` with certainty, to 2 %, and the most that were seen to fail."""
+    found, short = confirm(start), None
+    while found.p99.high > p99:
+        found, short = confirm(math.ceil(found.gpus * _GROWTH) if found.gpus > 1 else 2), found
+    while short is None and found.gpus > 1:
+        fewer = confirm(max(1, math.floor(found.gpus / _GROWTH)))
+        found, short = (fewer, None) if fewer.p99.high <= p99 else (found, fewer)
+    while short is not None and found.gpus - short.gpus > max(1, 0.02 * found.gpus):
+        between = confirm((found.gpus + short.gpus) // 2)
+        found, short = (between, short) if between.p99.high <= p99 else (found, between)
+    return found, short
 
 
 def lone_latency(ground: Ground) -> float:
@@ -163,10 +173,11 @@ def _highest_rate(ground: Ground, setting: Setting, p99: float, to_beat: float, 
     server, high = ground.server(setting), ground.capacity(setting.max_batch)
 
     def kept(rate: float) -> bool:
-        outcome = simulate(
-            ground.times, ground.workload, server, Offered(_SCOUTED, rate=rate), ground.host, [seed], p99
-        )[0]
-        return outcome.quantile(0.99) <= p99
+        seeds = range(seed, seed + _SCOUTS)
+        outcomes = simulate(
+            ground.times, ground.workload, server, Offered(_SCOUTED, rate=rate), ground.host, seeds, 1.5 * p99
+        )
+        return float(np.mean([outcome.quantile(0.99) for outcome in outcomes])) <= p99
 
     low = to_beat * 1.01 if to_beat else 0.02 * high
     if low >= high or not kept(low):

@@ -145,7 +145,7 @@ def _show(found: Plan, ground: Ground) -> None:
         highlight=False,
     )
     table = Table("GPUs", "p50", "p99", "95 %", "in use", "mean U-Net batch", "refused")
-    for each in filter(None, (found.one_less, confirmed)):
+    for each in filter(None, (found.short, confirmed)):
         p99 = each.p99
         kept = p99.high <= found.promise.p99
         late = ("endless", "a queue that grows") if p99.value == float("inf") else (
@@ -183,7 +183,7 @@ def _distribution(latencies: tuple[float, ...], limit: float, rows: int = 12, wi
 
 def _plan_json(found: Plan, ground: Ground) -> dict[str, Any]:
     content = asdict(found)
-    for side in ("confirmed", "one_less"):
+    for side in ("confirmed", "short"):
         if content[side] is not None:
             content[side].pop("latencies")
     return {"source": ground.times.source, "workload": asdict(ground.workload), **_finite(content)}
