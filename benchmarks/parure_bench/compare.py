@@ -12,7 +12,9 @@ from parure_bench.statistics import Estimate, ratio
 
 LEAST_SAMPLES = 3
 Verdict = Literal["slower", "faster", "same", "too few samples"]
-HIGHER_IS_BETTER = ("/s", "dB")  # units of rates and of fidelity; times, bytes and the like are better when lower
+# Units of rates and of fidelity; times, bytes and the like are better when lower.
+HIGHER_IS_BETTER = ("/s", "dB", "similarity")
+NOT_JUDGED = ("share",)  # parts of a whole grow where another part shrinks
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def compare(old: Record, new: Record, bound: float) -> Comparison:
             f"the old record was measured on {old.environment.device}, the new one on {new.environment.device}; "
             "times of different devices say nothing of the code; measure both on one"
         )
-    before = {series.key: series for series in old.series if series.samples}
-    after = {series.key: series for series in new.series if series.samples}
+    before = {series.key: series for series in old.series if _judged(series)}
+    after = {series.key: series for series in new.series if _judged(series)}
     both = [key for key in after if key in before]
     if not both:
         raise RecordError("the records have no series in common; measure both with the same options")
@@ -62,6 +64,10 @@ def compare(old: Record, new: Record, bound: float) -> Comparison:
         added=tuple(after[key].title for key in after if key not in before),
         warnings=tuple(_warnings(old, new)),
     )
+
+
+def _judged(series: Series) -> bool:
+    return bool(series.samples) and series.unit not in NOT_JUDGED
 
 
 def _change(old: Series, new: Series, bound: float) -> Change:

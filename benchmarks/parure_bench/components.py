@@ -14,7 +14,7 @@ from parure.manifest import Component, Precision
 from parure.tryon import Backend, open_executor
 from parure_bench.devices import Device
 from parure_bench.memory import peak_bytes
-from parure_bench.record import Series
+from parure_bench.record import Label, Series
 from parure_bench.recording import Run
 from parure_bench.sampling import Rounds, interleaved
 from parure_bench.statistics import median
@@ -45,14 +45,14 @@ def measure_components(
         for batch in plan.batches:
             executors = {way: open_executor(bundle, None, backend) for way, (bundle, backend) in ways.items()}
             bars.update(task, description=f"{name}, batch {batch}")
-            taken = _measure(executors, name, batch, plan.rounds, lambda: bars.advance(task))
+            taken = _measure(executors, name, batch, plan.rounds, lambda _: bars.advance(task))
             for way, samples in taken.items():
                 bundle, backend = ways[way]
                 precision = computes_in(bundle.manifest.precision, backend)
                 figures = _figures(bundle.manifest.component(name), batch, samples, device, precision)
                 if plan.memory:
                     figures["peak_bytes"] = peak_bytes(bundle.root, backend, name, batch)
-                labels = {"batch": batch, "precision": str(precision), "backend": backend}
+                labels: dict[str, Label] = {"batch": batch, "precision": str(precision), "backend": backend}
                 run.series.append(Series(name=name, labels=labels, samples=tuple(samples), figures=figures))
 
 
@@ -62,7 +62,7 @@ def computes_in(stored: Precision, backend: str) -> Precision:
 
 
 def _measure(
-    executors: dict[str, Executor], name: str, batch: int, rounds: Rounds, advance: Callable[[], object]
+    executors: dict[str, Executor], name: str, batch: int, rounds: Rounds, advance: Callable[[str], None]
 ) -> dict[str, list[float]]:
     """Seconds by way. An executor's call ends when its outputs are here: nothing is left to wait for on a device."""
 
@@ -75,7 +75,7 @@ def _measure(
         calls[way] = partial(call, executor, inputs)
     taken: dict[str, list[float]] = {way: [] for way in executors}
     try:
-        for sample in interleaved(calls, rounds, advance=lambda _: advance()):
+        for sample in interleaved(calls, rounds, advance=advance):
             taken[sample.name].append(sample.seconds)
     finally:
         for executor in executors.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, cast, get_args
@@ -106,7 +106,7 @@ def curve_of_repeats(curve: Curve, way: Way, setting: Setting, run: Run, bars: P
 
 
 def _interleaved(
-    curve: Curve, calls: dict[str, Callable[[], object]], rounds: Rounds, bars: Progress
+    curve: Curve, calls: Mapping[str, Callable[[], object]], rounds: Rounds, bars: Progress
 ) -> dict[int, list[float]]:
     task = bars.add_task(f"by {curve.axis}", total=len(calls) * (rounds.count + rounds.warmup))
     taken: dict[int, list[float]] = {point: [] for point in curve.points}

@@ -14,7 +14,7 @@ from parure.executor import FloatArray
 from parure_bench.peers import Peer, Picture, Setting, Way
 from parure_bench.record import Label, Series
 from parure_bench.recording import Run
-from parure_bench.sampling import Call, Rounds, interleaved
+from parure_bench.sampling import Rounds, interleaved
 from parure_bench.statistics import paired_ratio, ratio
 
 EQUAL_DB = 100.0
@@ -23,23 +23,23 @@ SHARE = "share"  # unit of parts of a whole
 
 def measure_loop(
     peers: Sequence[Peer], settings: Sequence[Setting], rounds: Rounds, run: Run, bars: Progress,
-    *, apart: bool = False, synchronize: Call = lambda: None,
+    *, apart: bool = False,
 ) -> None:  # fmt: skip
     """Add the series of every way and setting to `run`, and the timeline of one picture.
 
     All peers take turns; with `apart` one is opened after the other, for models of which memory holds only one.
     """
     if not apart:
-        _measure_together(peers, settings, rounds, run, bars, synchronize)
+        _measure_together(peers, settings, rounds, run, bars)
     else:
         run.notes.append("backends were measured one after the other, not in turns")
         for peer in peers:
-            _measure_together([peer], settings, rounds, run, bars, synchronize)
+            _measure_together([peer], settings, rounds, run, bars)
     _add_speedups(run, paired=not apart)
 
 
 def _measure_together(
-    peers: Sequence[Peer], settings: Sequence[Setting], rounds: Rounds, run: Run, bars: Progress, synchronize: Call
+    peers: Sequence[Peer], settings: Sequence[Setting], rounds: Rounds, run: Run, bars: Progress
 ) -> None:
     with ExitStack() as stack:
         ways = {str(way.labels): way for peer in peers for way in stack.enter_context(peer())}
@@ -52,7 +52,7 @@ def _measure_together(
             try:
                 for sample in interleaved(
                     {name: partial(way.make, setting) for name, way in ways.items()},
-                    rounds, synchronize=synchronize, advance=lambda _, task=task: bars.advance(task),  # type: ignore[misc]
+                    rounds, advance=lambda _, task=task: bars.advance(task),  # type: ignore[misc]
                 ):  # fmt: skip
                     taken.add(sample.name, sample.seconds, cast(Picture, sample.result))
             finally:

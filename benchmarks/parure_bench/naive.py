@@ -122,5 +122,5 @@ def naive_torch(
                 eps = eps_u + options.guidance * (eps - eps_u)
             z = scheduler.step(eps, timestep, z, return_dict=False)[0]
         picture = components.vae_decoder(z)
-        z, M_pred, picture = (tensor.float().cpu().numpy() for tensor in (z, M_pred, picture))
-        return Latents(z, M_pred), picture
+        latents, mask, crop = (tensor.float().cpu().numpy() for tensor in (z, M_pred, picture))
+        return Latents(latents, mask), crop

@@ -103,11 +103,28 @@ def load_record(path: Path) -> Record:
 
 def save_record(path: Path, record: Record) -> None:
     """Write a record whole or not at all. Raises `RecordError` where the file cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    check_place(path)
+    partial = _partial(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(record.model_dump_json(indent=1) + "\n")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RecordError(f"cannot write record {path}: {error.strerror}; choose another --out") from error
+
+
+def check_place(path: Path) -> None:
+    """Raises `RecordError` where no record can be written to `path`: better before a long run than after it."""
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise RecordError(f"cannot write record {path}: {error.strerror}; choose another --out") from error
+    if path.is_dir():
+        raise RecordError(f"cannot write record {path}: it is a folder; name a file with --out")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from parure.errors import ParureError
 from parure_bench.environment import environment, gpu_states
-from parure_bench.record import Kind, Record, Series, Span, save_record
+from parure_bench.record import Kind, Record, Series, Span, check_place, save_record
 
 
 @dataclass
@@ -33,6 +33,7 @@ def recording(out: Path, kind: Kind, command: str, bundle: str | None = None) ->
     An error of parure, or Ctrl-C, leaves a record with what there was until then, marked `incomplete`; it goes on
     to the caller. With nothing measured, nothing is written.
     """
+    check_place(out)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     found = environment(bundle)
     run = Run()

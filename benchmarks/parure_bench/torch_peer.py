@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,9 @@ def torch_components(checkpoint: Checkpoint, bundle: Bundle) -> Components:
         types = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
         dtype = types.get(bundle.manifest.precision, torch.float32)
     components = checkpoint.components(bundle.manifest.features.form)
-    moved = {name: module.to(device, dtype).requires_grad_(False) for name, module in components.items()}
-    return replace(components, **moved)
-
-
-def synchronize() -> None:
-    """Wait until the GPU has done what PyTorch asked of it; nothing without one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    for _, module in components.items():
+        module.to(device, dtype).requires_grad_(False)  # in place
+    return components
 
 
 class TorchExecutor:

@@ -20,7 +20,16 @@ from transformers import CLIPVisionModelWithProjection
 
 from parure.errors import CheckpointError
 from parure.manifest import Frozen
-from parure_export.model import Components, ImageEncoder, MaskHead, ReferenceNet, TryOnUNet, VaeDecoder, VaeEncoder
+from parure_export.model import (
+    Components,
+    ImageEncoder,
+    MaskHead,
+    ReferenceNet,
+    ShallowUNet,
+    TryOnUNet,
+    VaeDecoder,
+    VaeEncoder,
+)
 from parure_export.model.features import Form
 from parure_export.model.geometry import ModelGeometry, RawModules, new_modules
 from parure_export.model.mask_head import MaskHeadComponent
@@ -63,10 +72,10 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     sha256: str
 
-    def components(self, form: Form = "raw") -> Components:
-        """The wrapped modules, which give and take features in `form`."""
+    def components(self, form: Form = "raw", deep_reuse: bool = False) -> Components:
+        """The wrapped modules, which give and take features in `form`; `deep_reuse` adds the shallow U-Net."""
         layers = self.modules.mask_head.config.layers
-        unet = TryOnUNet(self.modules.unet, layers, form)
+        unet = TryOnUNet(self.modules.unet, layers, form, give_deep=deep_reuse)
         denoiser = self.modules.unet if form == "projected" else None
         reference_net = ReferenceNet(self.modules.reference_net, layers, denoiser)
         return Components(
@@ -77,6 +86,7 @@ class Checkpoint:
             unet=unet.eval(),
             vae_decoder=VaeDecoder(self.modules.vae).eval(),
             layout=reference_net.layout,
+            unet_shallow=ShallowUNet(unet).eval() if deep_reuse else None,
         )
 
 

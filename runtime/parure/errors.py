@@ -4,7 +4,7 @@
     ├── InputError                   exit code 2: the caller's input; nothing was attempted
     │   ├── ImageError               a picture that cannot be read safely
     │   ├── BoxError                 a box that does not fit its photo
-    │   ├── RequestError             steps, solver, guidance, seed
+    │   ├── RequestError             steps, solver, guidance, mode, seed
     │   │   └── SolverError          a run that a solver does not have, a scheduler it cannot express
     │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
     │   ├── BundleError              a bundle that is missing, incomplete or altered
@@ -47,7 +47,7 @@ class BoxError(InputError):
 
 
 class RequestError(InputError):
-    """A parameter of a request (steps, solver, guidance, seed) is out of range."""
+    """A parameter of a request (steps, solver, guidance, mode, seed) is out of range."""
 
 
 class SolverError(RequestError):

@@ -9,6 +9,7 @@ from parure.cli import LazyGroup
 COMMANDS = {
     "components": ("parure.cli.bench.components", "Every component alone, by batch size and backend."),
     "loop": ("parure.cli.bench.loop", "The whole picture, and its peers on the same weights."),
+    "quality": ("parure.cli.bench.quality", "Fast modes: what they save, and what they cost."),
     "roofline": ("parure.cli.bench.roofline", "The least time that a device can take, from the graphs."),
     "serve": ("parure.cli.bench.serve", "A server under load: latency by concurrency and by arrival rate."),
     "report": ("parure.cli.bench.report", "Records -> one page of charts."),
