@@ -42,7 +42,7 @@ STEPS = 30
 @click.option("--host-ms", default=0.0, show_default=True, type=click.FloatRange(0),
               help="Milliseconds of the host around each call of a component.")  # fmt: skip
 @click.option("--pictures", default=1000, show_default=True, type=click.IntRange(100), help="In each simulation.")
-@click.option("--replications", default=5, show_default=True, type=click.IntRange(2, 10))
+@click.option("--replications", default=5, show_default=True, type=click.IntRange(3, 10))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--check", "check_record", type=click.Path(path_type=Path), metavar="SERVE_RECORD",
               help="Instead: predict what `parure bench serve` measured.")  # fmt: skip
