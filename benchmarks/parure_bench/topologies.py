@@ -8,12 +8,10 @@ With `--apart` it is not even there: for a bundle that the machine's memory does
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -32,6 +30,7 @@ from parure.bundle import Bundle
 from parure.locality import client_loop_cost
 from parure.tryon import Result, TryOn
 from parure_bench.environment import environment
+from parure_bench.serve.counters import read_counters
 from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
@@ -192,20 +191,11 @@ def ratios(ways: Sequence[Way]) -> dict[str, float]:
 
 def shared_batches(at: Addresses, tryon: TryOn, shot: Shot) -> dict[str, float]:
     """Eight pictures of 20 steps at once: the mean U-Net batch by Triton's own count, and the seconds for all."""
-    before, since = unet_counts(at), time.perf_counter()
+    before, since = read_counters(at.metrics), time.perf_counter()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: tryon(shot.photo, shot.ornament, shot.box, steps=20, seed=seed), range(8)))
-    calls, runs = (after - earlier for after, earlier in zip(unet_counts(at), before, strict=True))
-    return {"mean_unet_batch": round(calls / runs, 2), "seconds": round(time.perf_counter() - since, 2)}
-
-
-def unet_counts(at: Addresses) -> tuple[float, float]:
-    """Calls of the U-Net that the server has answered, and the executions that it took."""
-    text = urllib.request.urlopen(at.metrics, timeout=5).read().decode()
-    names = ("nv_inference_request_success", "nv_inference_exec_count")
-    found = [re.search(rf'^{name}{{[^}}]*model="unet"[^}}]*}} (\S+)$', text, re.MULTILINE) for name in names]
-    calls, runs = (float(match[1]) if match else 0.0 for match in found)
-    return calls, runs
+    counted = (read_counters(at.metrics) - before).figures()
+    return {"mean_unet_batch": round(counted["mean_unet_batch"], 2), "seconds": round(time.perf_counter() - since, 2)}
 
 
 def wire_ratio(shot: Shot, result: Result) -> dict[str, float]:

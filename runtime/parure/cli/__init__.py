@@ -24,6 +24,7 @@ COMMANDS = {
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
     "evaluate": ("parure.cli.evaluate", "Measure a bundle on held-out triplets."),
     "bench": ("parure.cli.bench", "How fast, against whom, and how near the limit."),
+    "plan": ("parure.cli.plan", "How many GPUs for a rate and a p99, and with which settings."),
     "demo": ("parure.cli.demo", "The whole way, end to end, on real input."),
 }
 
