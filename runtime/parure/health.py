@@ -16,6 +16,7 @@ from parure.triton import MANIFEST_MODEL, TritonExecutor
 from parure.triton_transport import translated
 from parure.tryon_wire import TRYON_MODEL, UNARY_MODEL
 
+_REMEDY = "restart the server: Triton does not replace a process of a model that has died"
 _NO_PICTURE: Arrays = {
     "photo": np.zeros(1, np.uint8),
     "ornament": np.zeros(1, np.uint8),
@@ -54,7 +55,7 @@ def _component(executor: TritonExecutor, component: Component) -> Finding:
     try:
         executor.run(component.name, inputs)
     except ParureError as error:
-        return Finding(component.name, False, f"unready: {error}")
+        return Finding(component.name, False, f"unready: {error}", _REMEDY)
     return Finding(component.name, True, "answers")
 
 
@@ -73,5 +74,5 @@ def _loop_model(calls: PictureCalls, model: str, url: str, deadline: float) -> F
     except CallRefused:
         return Finding(model, True, "answers")
     except ServerError as error:
-        return Finding(model, False, f"unready: {error}")
+        return Finding(model, False, f"unready: {error}", _REMEDY)
     return Finding(model, False, "unready: made a picture of nothing")
