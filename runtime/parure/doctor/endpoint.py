@@ -67,7 +67,8 @@ def metrics(url: str, deadline: float, port: int) -> Finding:
     host = urlsplit(url).hostname
     subject, place = "metrics", f"http://{host}:{port}/metrics"
     try:
-        reply = urllib3.request("GET", place, timeout=deadline, retries=False)
+        with urllib3.PoolManager() as connections:
+            reply = connections.request("GET", place, timeout=deadline, retries=False)
     except (HTTPError, OSError):
         remedy = "name the port with --metrics-port; the server shows none with --allow-metrics=false"
         return Finding(subject, None, f"nothing answers at {place}", remedy)
@@ -85,12 +86,11 @@ def clock(url: str, deadline: float) -> Iterator[Finding]:
     parts = urlsplit(url)
     if parts.scheme != "http":
         return
-    place = f"http://{parts.netloc}/v2/health/live"
-    if not parts.port:
-        place = place.replace(parts.netloc, f"{parts.netloc}:{DEFAULT_PORTS['http']}")
+    place = f"http://{parts.hostname}:{parts.port or DEFAULT_PORTS['http']}/v2/health/live"
     before = time.time()
     try:
-        told = urllib3.request("GET", place, timeout=deadline, retries=False).headers.get("Date")
+        with urllib3.PoolManager() as connections:
+            told = connections.request("GET", place, timeout=deadline, retries=False).headers.get("Date")
         theirs = parsedate_to_datetime(told).timestamp() if told else None
     except (HTTPError, OSError, ValueError):
         return

@@ -101,11 +101,12 @@ def _over_http(where: str, api: Api, deadline: float) -> bool:
 def _http_status(where: str, path: str, body: str | None, deadline: float) -> int:
     """0 where nothing answers in time."""
     method = "GET" if body is None else "POST"
-    try:
-        reply = urllib3.request(method, f"http://{where}/v2/{path}", body=body, timeout=deadline, retries=False)
-    except (HTTPError, OSError):
-        return 0
-    return reply.status
+    with urllib3.PoolManager() as connections:  # one that stays open would hold up a server that ends
+        try:
+            reply = connections.request(method, f"http://{where}/v2/{path}", body=body, timeout=deadline, retries=False)
+        except (HTTPError, OSError):
+            return 0
+        return reply.status
 
 
 def _grpc_code(stub: Any, call: str, message: Any, deadline: float) -> Any:
