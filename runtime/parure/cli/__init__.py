@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "health": ("parure.cli.health", "Does every model of a server really answer?"),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
+    "batch": ("parure.cli.batch", "A table of pictures to make, on any number of servers."),
     "evaluate": ("parure.cli.evaluate", "Measure a bundle on held-out triplets."),
     "demo": ("parure.cli.demo", "The whole way, end to end, on real input."),
 }
