@@ -21,7 +21,7 @@ from parure.batch.stopping import Stop
 from parure.errors import BundleMismatch, ParureError, ServerUnavailable
 from parure.manifest import Manifest
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a probe, doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds before a probe, doubled each time
 SLOW = 5.0  # times the median pace of the others
 _SLOW_PAUSE = 10.0
 _SAMPLES = 8
@@ -197,22 +197,20 @@ class Dispatcher:
             self._connections.append(connection)
             endpoint.connection = connection
             endpoint.generation += 1
-            endpoint.why, endpoint.paced, endpoint.since = "", 0, time.monotonic()
+            endpoint.why, endpoint.paced = "", 0
             self._changed.notify_all()
         self._on_open(sum(e.places for e in self._endpoints.values()))
 
-    def _eject(self, endpoint: Endpoint, why: str, pause: float = FIRST_PAUSE) -> None:
+    def _eject(self, endpoint: Endpoint, why: str, pause: float | None = None) -> None:
         with self._changed:
             endpoint.connection = None
-            endpoint.why, endpoint.since = why, time.monotonic()
-            endpoint.failures += 1
+            endpoint.why = why
             self._order.forget(endpoint.url)
             self._changed.notify_all()
-        threading.Thread(target=self._revive, args=(endpoint, pause), name=f"probe {endpoint.url}", daemon=True).start()
+        threading.Thread(target=self._revive, args=(endpoint, pause or FIRST_PAUSE), name=f"probe {endpoint.url}", daemon=True).start()
 
     def _revive(self, endpoint: Endpoint, pause: float) -> None:
         """Probe until it answers."""
-        pause = min(pause * 2 ** min(endpoint.failures - 1, 10), max(pause, LONGEST_PAUSE))
         while not self._stop.wait(pause * random.uniform(0.75, 1.25)):
             try:
                 self._check(endpoint.url)

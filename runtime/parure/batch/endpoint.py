@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from parure.errors import BundleMismatch, ServerError
 from parure.health import probe
@@ -61,12 +60,10 @@ class Endpoint:
     connection: Connection | None = None
     load: int = 0
     generation: int = 0
-    failures: int = 0  # ejections since the last picture
     done: int = 0
     why: str = ""
     pace: float = 0.0  # seconds of a step, recently
     paced: int = 0
-    since: float = field(default_factory=time.monotonic)
 
     @property
     def open(self) -> bool:
@@ -82,7 +79,6 @@ class Endpoint:
 
     def succeeded(self, seconds_per_step: float) -> None:
         self.done += 1
-        self.failures = 0
         self.paced += 1
         self.pace = seconds_per_step if self.paced == 1 else self.pace + _PACE_WEIGHT * (seconds_per_step - self.pace)
 

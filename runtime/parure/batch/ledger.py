@@ -13,6 +13,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -203,9 +204,10 @@ class _Segments:
             return
         size = os.fstat(self._spool).st_size
         merged = f"{self._next:010d}.jsonl"
-        self._store.put(f"{SEGMENTS}/{merged}", os.pread(self._spool, size, 0))
-        for name in self._before:
-            self._store.remove(f"{SEGMENTS}/{name}")
+        with suppress(StorageError):  # many objects hold as much as one
+            self._store.put(f"{SEGMENTS}/{merged}", os.pread(self._spool, size, 0))
+            for name in self._before:
+                self._store.remove(f"{SEGMENTS}/{name}")
 
 
 def _line(record: Record) -> bytes:
