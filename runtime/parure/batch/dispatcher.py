@@ -207,7 +207,9 @@ class Dispatcher:
             endpoint.why = why
             self._order.forget(endpoint.url)
             self._changed.notify_all()
-        threading.Thread(target=self._revive, args=(endpoint, pause or FIRST_PAUSE), name=f"probe {endpoint.url}", daemon=True).start()
+        threading.Thread(
+            target=self._revive, args=(endpoint, pause or FIRST_PAUSE), name=f"probe {endpoint.url}", daemon=True
+        ).start()
 
     def _revive(self, endpoint: Endpoint, pause: float) -> None:
         """Probe until it answers."""

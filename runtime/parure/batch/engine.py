@@ -22,10 +22,11 @@ _COMPRESSION = 4
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job whose inputs have been read. `inputs` None: they are elsewhere."""
+    """A job whose inputs have been read: here, or by the `worker` of that number."""
 
     key: str
     inputs: Inputs | None = None
+    worker: int | None = None
 
 
 @dataclass(frozen=True)
