@@ -280,25 +280,29 @@ def test_a_full_disk_ends_the_batch_cleanly_and_room_lets_it_go_on(fleet: Fleet,
         subprocess.run(["umount", "-l", out], check=True)
 
 
-def test_one_of_two_servers_killed_costs_no_job(fleet: Fleet, pictures: Path) -> None:
-    jobs, out = job_file(pictures, 150), pictures / "out"
-    batch = Running(jobs, out, fleet.urls)
-    batch.wait_for(random.randint(5, 40))
-    fleet.servers[0].kill()
-    code, summary = batch.end()
-    assert code == 0 and summary["done"] == 150 and summary["failed"] == 0
-    assert all(row["status"] == "done" for row in table(out))
-    fleet.restart(0, lambda server: None)
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_one_of_two_servers_killed_costs_no_job(times: int, fleet: Fleet, pictures: Path) -> None:
+    for turn in range(times):
+        jobs, out = job_file(pictures, 150), pictures / f"out{turn}"
+        batch = Running(jobs, out, fleet.urls)
+        batch.wait_for(random.randint(1, 100))
+        fleet.servers[0].kill()
+        code, summary = batch.end()
+        assert code == 0 and summary["done"] == 150 and summary["failed"] == 0
+        assert all(row["status"] == "done" for row in table(out))
+        fleet.restart(0, lambda server: None)
 
 
-def test_servers_restarted_in_turn_cost_no_job(fleet: Fleet, pictures: Path) -> None:
-    jobs, out = job_file(pictures, 300), pictures / "out"
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_servers_restarted_in_turn_cost_no_job(times: int, fleet: Fleet, pictures: Path) -> None:
+    count = 200 * times
+    jobs, out = job_file(pictures, count), pictures / "out"
     batch = Running(jobs, out, fleet.urls)
-    for index in (0, 1):
-        batch.wait_for(40 * (index + 1))
-        fleet.restart(index, lambda server: os.kill(server.pid, signal.SIGTERM))
+    for turn in range(2 * times):
+        batch.wait_for(min(30 * (turn + 1), count - 20))
+        fleet.restart(turn % 2, lambda server: os.kill(server.pid, signal.SIGTERM))
     code, summary = batch.end()
-    assert code == 0 and summary["done"] == 300 and summary["failed"] == 0, summary
+    assert code == 0 and summary["done"] == count and summary["failed"] == 0, summary
 
 
 def stub_of(server: EmbeddedServer, model: str) -> psutil.Process:
@@ -338,3 +342,19 @@ def test_two_batches_do_not_write_to_one_place(fleet: Fleet, pictures: Path) -> 
 def test_no_endpoint_is_an_error_that_names_each(pictures: Path) -> None:
     code, said = run(job_file(pictures, 1), pictures / "out", ["grpc://127.0.0.1:9", "http://127.0.0.1:10"])
     assert code == 1 and "127.0.0.1:9" in said["error"] and "127.0.0.1:10" in said["error"]
+
+
+def test_the_spark_recipe_of_the_docs_makes_a_partition(fleet: Fleet, pictures: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="the recipe works on frames of pandas")
+    text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
+    recipe: dict[str, Any] = {}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Spark" in block), recipe)
+    recipe |= {"ENDPOINT": fleet.urls[0], "OUT": str(pictures / "out")}
+    photos = ["photo0.png", "missing.png", "photo1.png"]
+    frame = pandas.DataFrame(
+        {"id": ["a", "b", "c"], "photo": [str(pictures / name) for name in photos], "seed": [1, 2, 3]}
+        | {"ornament": [str(pictures / "ornament0.png")] * 3, "box": [BOX] * 3}
+    )
+    (made,) = recipe["make_pictures"](iter([frame]))
+    assert list(made["status"]) == ["done", "failed", "done"] and "does not exist" in made["reason"][1]
+    assert whole(pictures / "out") == {"a.png", "c.png"}

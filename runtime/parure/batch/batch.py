@@ -14,7 +14,7 @@ from rich.console import Console
 from parure.batch import page, results
 from parure.batch.addresses import endpoint_urls
 from parure.batch.dispatcher import Dispatcher
-from parure.batch.endpoint import Connect, Connector, check_alive
+from parure.batch.endpoint import Connect, Connector, check_alive, is_live
 from parure.batch.engine import Engine, LocalEngine
 from parure.batch.jobs import count_jobs, read_jobs
 from parure.batch.ledger import Ledger
@@ -75,9 +75,10 @@ def run_batch(
     *,
     connect: Connect | None = None,
     check: Callable[[str], None] = check_alive,
+    live: Callable[[str], bool] = is_live,
     console: Console | None = None,
 ) -> Summary:
-    """Run, or go on with what an earlier run left. `connect` and `check` replace how endpoints are opened and probed.
+    """Run, or go on with what an earlier run left. `connect`, `check` and `live` replace how endpoints are reached.
 
     Raises `InputError` for a job file, an endpoint or a place that cannot be used, `ServerUnavailable` where no
     endpoint answers, `BundleMismatch` where endpoints serve different bundles. Whatever happens after that is an
@@ -94,6 +95,7 @@ def run_batch(
     dispatcher = Dispatcher(
         connect or Connector(plan.deadline, plan.per_endpoint),
         check,
+        live,
         stop,
         Order(plan.window),
         plan.patience,
@@ -158,7 +160,7 @@ def _engine(plan: Plan, store: Store, dispatcher: Dispatcher) -> Iterator[Engine
     if plan.engine == "ray":
         from parure.batch.ray_engine import RayEngine
 
-        engine = RayEngine(plan.out, dispatcher.manifest, dispatcher.identity, plan.deadline, plan.ray_address)
+        engine = RayEngine(store.where, dispatcher.manifest, dispatcher.identity, plan.deadline, plan.ray_address)
     else:
         engine = LocalEngine(store, dispatcher.manifest, dispatcher.identity)
     try:

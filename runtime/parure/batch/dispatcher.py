@@ -45,17 +45,22 @@ class Dispatcher:
         self,
         connect: Connect,
         check: Callable[[str], None],
+        live: Callable[[str], bool],
         stop: Stop,
         order: Order,
         patience: float,
         on_open: Callable[[int], None],
     ) -> None:
-        """`patience`: seconds without any endpoint after which the batch ends; `on_open` is told of new places."""
-        self._connect, self._check, self._stop, self._patience = connect, check, stop, patience
+        """`check` raises `ServerError` for an endpoint that must not come back; `live`: whether it answers at all.
+
+        `patience`: seconds without any endpoint after which the batch ends; `on_open` is told of new places.
+        """
+        self._connect, self._check, self._live, self._stop, self._patience = connect, check, live, stop, patience
         self._on_open = on_open
         self._order = order
         self._endpoints: dict[str, Endpoint] = {}
         self._connections: list[Connection] = []
+        self._given_up: list[Connection] = []
         self._identity: str | None = None
         self._outstanding = 0
         self._ended = False
@@ -136,6 +141,7 @@ class Dispatcher:
         """The job has ended; with its pace where the endpoint made the picture."""
         with self._changed:
             assignment.endpoint.load -= 1
+            assignment.endpoint.heard = time.monotonic()
             self._outstanding -= 1
             if seconds_per_step is not None and assignment.generation == assignment.endpoint.generation:
                 assignment.endpoint.succeeded(seconds_per_step)
@@ -152,6 +158,20 @@ class Dispatcher:
             self._outstanding -= 1
             self._order.add(assignment.task, first=True)
             self._changed.notify_all()
+
+    def look(self) -> None:
+        """To be called now and then: an endpoint that holds work and says nothing is asked whether it lives."""
+        now = time.monotonic()
+        with self._changed:
+            silent = [e for e in self._endpoints.values() if e.open and e.load and now - e.heard > e.patience]
+            for endpoint in silent:
+                endpoint.heard = now
+        for endpoint in silent:
+            threading.Thread(target=self._ask, args=(endpoint,), name=f"ask {endpoint.url}", daemon=True).start()
+
+    def gave_up(self, assignment: Assignment) -> bool:
+        """Whether the call was ended from here, because its server says nothing."""
+        return assignment.connection in self._given_up
 
     def suspect(self, assignment: Assignment, why: str) -> None:
         """A call failed, and perhaps not by the job's fault."""
@@ -171,6 +191,8 @@ class Dispatcher:
         endpoint = min(free, key=lambda e: (e.fullness, e.done))
         task = self._order.take(endpoint.url)
         assert task is not None and endpoint.connection is not None
+        if not endpoint.load:
+            endpoint.heard = time.monotonic()
         endpoint.load += 1
         self._outstanding += 1
         return Assignment(task, endpoint, endpoint.connection, endpoint.generation)
@@ -230,6 +252,18 @@ class Dispatcher:
                 continue
             self._admit(endpoint, connection)
             return
+
+    def _ask(self, endpoint: Endpoint) -> None:
+        """Where a server is frozen, only giving its calls up lets their jobs go elsewhere before the deadline."""
+        connection, generation = endpoint.connection, endpoint.generation
+        if self._live(endpoint.url):
+            return
+        with self._changed:
+            if connection is None or generation != endpoint.generation or not endpoint.open:
+                return
+            self._given_up.append(connection)
+        self._eject(endpoint, "it says nothing")
+        connection.tryon.close()
 
     def _eject_if_slow(self, endpoint: Endpoint) -> None:
         """One that is far behind the others holds up the end of the batch; it is out for a while, and tried anew."""

@@ -9,14 +9,16 @@ from parure.errors import BundleMismatch, ServerError
 from parure.health import probe
 from parure.manifest import Manifest
 from parure.server_loop import ServerLoop
+from parure.triton_transport import open_transport
 from parure.tryon import TryOn, open_tryon
 
 AHEAD = 0.5  # pictures that are prepared or wait while a server works, as a share of those that it works on
+SILENCE = 15.0  # seconds without an answer after which an endpoint is asked whether it lives, at least
 _PROBE_SECONDS = 10.0
 _PACE_WEIGHT = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Connection:
     """A server that answers: `places` pictures may be on their way to it at once."""
 
@@ -52,6 +54,15 @@ def check_alive(url: str) -> None:
             raise ServerError(f"{url}: {finding.subject}: {finding.found}")
 
 
+def is_live(url: str) -> bool:
+    """Whether the server answers at all."""
+    transport = open_transport(url, _PROBE_SECONDS)
+    try:
+        return transport.live()
+    finally:
+        transport.close()
+
+
 @dataclass
 class Endpoint:
     """Guarded by the dispatcher's lock. `generation` counts how often it came back: older failures say nothing new."""
@@ -64,6 +75,7 @@ class Endpoint:
     why: str = ""
     pace: float = 0.0  # seconds of a step, recently
     paced: int = 0
+    heard: float = 0.0  # when it last answered, or began to hold work
 
     @property
     def open(self) -> bool:
@@ -76,6 +88,11 @@ class Endpoint:
     @property
     def fullness(self) -> float:
         return self.load / self.places if self.places else 1.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence that are nothing unusual."""
+        return SILENCE + 50 * self.pace
 
     def succeeded(self, seconds_per_step: float) -> None:
         self.done += 1

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
-from parure.batch.files import open_binary
+from parure.batch.files import is_remote, open_binary
 from parure.batch.tables import count_rows, parquet_rows
 from parure.errors import InputError
 from parure.request import SEED_LIMIT
@@ -61,7 +62,8 @@ def read_jobs(source: str) -> Iterator[Job | Rejected]:
     Of rows with the same id, only those that say the same as the first are accepted. Raises `InputError` for a file
     that cannot be read at all, or lacks a column.
     """
-    folder, first = posixpath.dirname(source), _FirstOfTheirId()
+    whole = source if is_remote(source) else str(Path(source).absolute())
+    folder, first = posixpath.dirname(whole), _FirstOfTheirId()
     for row, values in enumerate(_rows(source)):
         if isinstance(values, str):
             yield Rejected(row, None, values)

@@ -21,6 +21,7 @@ from parure.batch.tally import Tally
 from parure.errors import (
     CallRefused,
     InputError,
+    ModelUnavailable,
     ParureError,
     ServerBusy,
     ServerError,
@@ -68,6 +69,7 @@ class Runner:
         until = None
         while any(thread.is_alive() for thread in list(self._threads)):
             tick()
+            self._dispatcher.look()
             time.sleep(0.02 if self._tally.seconds < 2 else 0.1)
             if self._stop.asked:
                 until = until or time.monotonic() + grace
@@ -201,7 +203,7 @@ class Runner:
         task = assignment.task
         if not isinstance(error, ServerBusy):
             self._dispatcher.suspect(assignment, str(error))
-        innocent = isinstance(error, ServerUnavailable)
+        innocent = isinstance(error, ServerUnavailable | ModelUnavailable) or self._dispatcher.gave_up(assignment)
         task.counted += not innocent
         if self._stop.asked:
             self._dispatcher.release(assignment)

@@ -39,6 +39,7 @@ class FakeServer:
     probes: int = 0
     at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    close: Callable[[], None] = lambda: None
 
     def __call__(self, photo: bytes, ornament: bytes, box: Sequence[float], **more: Any) -> Any:
         asked = {"photo": photo, "ornament": ornament, "box": box, **more}
@@ -57,9 +58,6 @@ class FakeServer:
         steps = more.get("steps") or 4
         seconds = {"total": 0.004, "queue": 0.0}
         return SimpleNamespace(image=image, mask=image.convert("L"), timings=seconds, masks=np.zeros((steps, 1, 1)))
-
-    def close(self) -> None:
-        pass
 
 
 class Servers:
@@ -81,7 +79,7 @@ class Servers:
 
     def run(self, jobs: Path, out: object, **options: Any) -> Summary:
         plan = Plan(str(jobs), str(out), tuple(self.by_url), quiet=True, **options)
-        return run_batch(plan, connect=self.connect, check=self.check)
+        return run_batch(plan, connect=self.connect, check=self.check, live=lambda url: self.by_url[url].alive)
 
 
 @pytest.fixture(autouse=True)

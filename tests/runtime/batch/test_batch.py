@@ -112,9 +112,12 @@ def test_the_budget_bounds_what_is_tried_again(pictures: Path, helpers: SimpleNa
 
 
 def test_an_endpoint_that_dies_costs_no_job_and_comes_back(pictures: Path, helpers: SimpleNamespace) -> None:
+    died = threading.Event()
+
     def work(server: Any, asked: Any) -> None:
         time.sleep(0.005)
-        if server is one and len(one.asked) == 20:
+        if server is one and len(one.asked) >= 20 and not died.is_set():
+            died.set()
             one.alive = False
             threading.Timer(0.3, lambda: setattr(one, "alive", True)).start()
         if not server.alive:
@@ -148,6 +151,26 @@ def test_a_slow_endpoint_is_ejected_and_the_others_do_its_work(pictures: Path, h
     servers = helpers.Servers(slow=slow, one=quick[0], two=quick[1])
     summary = servers.run(hundred(helpers, pictures, 200), pictures / "out")
     assert summary.ok and len(slow.asked) <= 16
+
+
+def test_a_frozen_endpoint_is_given_up_long_before_the_deadline(
+    pictures: Path, helpers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parure.batch.endpoint.SILENCE", 0.1)
+    frozen = threading.Event()
+
+    def freeze(server: Any, asked: Any) -> None:
+        time.sleep(0.005)
+        if server is one and len(one.asked) >= 10 and not closed.is_set():
+            frozen.set()
+            one.alive = False
+            closed.wait(60)
+            raise ServerError("CANCELLED")
+
+    closed = threading.Event()
+    one, two = helpers.FakeServer(freeze, close=closed.set), helpers.FakeServer(freeze)
+    summary = helpers.Servers(one=one, two=two).run(hundred(helpers, pictures, 100), pictures / "out", attempts=1)
+    assert summary.ok and summary.retried == 0 and frozen.is_set() and summary.seconds < 30
 
 
 def test_without_any_endpoint_the_batch_gives_up_and_nothing_is_failed(
