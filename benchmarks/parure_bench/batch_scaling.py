@@ -64,7 +64,7 @@ def scale(given: tuple[Path, Path, Path | None], jobs: int, endpoints: str, step
     work, results, bundle = given
     repository = sleeping_repository(work, bundle, {"unet": step_seconds, "reference_net": step_seconds})
     file = write_jobs(work / "jobs", jobs)
-    found = []
+    found: list[dict[str, Any]] = []
     for count in map(int, endpoints.split(",")):
         with servers(repository, count) as running:
             run(write_jobs(work / "warm", 2 * count), work / "out", urls(running))

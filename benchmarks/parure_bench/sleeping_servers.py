@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from parure.bundle import Bundle
-from parure_export.demo.showcase import demo_shots, prepared_bundle
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -29,7 +28,7 @@ def sleeping_repository(work: Path, bundle: Path | None, seconds: Mapping[str, f
 
     `cached`: how many ornaments a server keeps; 0 for the usual bound.
     """
-    source = bundle or prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
+    source = bundle or _demo_bundle(work)
     manifest = Bundle.open(source).manifest
     ornament = 4 * (manifest.features.length + 257 * 1024)
     cache = -(-cached * ornament >> 20) if cached else 1024
@@ -54,21 +53,26 @@ def servers(repository: Path, count: int) -> Iterator[list[EmbeddedServer]]:
 def write_jobs(folder: Path, count: int, *, ornaments: int = 1, steps: int = 2, side: int = 256) -> Path:
     """A job file of `count` rows, and its pictures: one photo, `ornaments` different ones, every row another seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    shot = next(demo_shots())
-    scale = side / shot.photo.shape[1]
-    height = round(shot.photo.shape[0] * scale)
-    Image.fromarray(shot.photo).resize((side, height)).save(folder / "photo.png")
-    small = np.asarray(Image.fromarray(shot.ornament).resize((96, 96)))
+    rows, columns = np.mgrid[0:side, 0:side]
+    texture = np.random.default_rng(0).integers(0, 12, (side, side))
+    photo = np.stack([rows * 255 // side, columns * 255 // side, 120 + texture], axis=2).astype(np.uint8)
+    Image.fromarray(photo).save(folder / "photo.png")
     for number in range(ornaments):
-        picture = small.copy()
-        picture[0, 0] = (number // 256, number % 256, 7)
+        picture = np.full((96, 96, 3), 250, np.uint8)
+        picture[20:76, 20:76] = (number // 256, number % 256, 7)
         Image.fromarray(picture).save(folder / f"ornament{number}.png")
-    box = [round(getattr(shot.box, name) * scale, 2) for name in ("left", "top", "right", "bottom")]
+    box = [side * 0.4, side * 0.4, side * 0.6, side * 0.6]
     with (folder / "jobs.jsonl").open("w") as stream:
         for i in range(count):
             row = {"photo": "photo.png", "ornament": f"ornament{i % ornaments}.png", "box": box}
             stream.write(json.dumps(row | {"seed": i, "steps": steps}) + "\n")
     return folder / "jobs.jsonl"
+
+
+def _demo_bundle(work: Path) -> Path:
+    from parure_export.demo.showcase import prepared_bundle  # torch, which would be in every peak of memory
+
+    return prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
 
 
 def counted(running: Sequence[EmbeddedServer], family: str, **labels: str) -> float:

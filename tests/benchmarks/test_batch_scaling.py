@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from parure_bench.batch_scaling import main
 
 
 def test_every_figure_is_a_command_that_answers_help() -> None:
     for command in ("scale", "cost", "memory", "affinity", "kill"):
-        line = [sys.executable, "-m", "parure_bench.batch_scaling", command, "--help"]
-        assert subprocess.run(line, capture_output=True, check=True).stdout
+        assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
 
 
 @pytest.mark.soak

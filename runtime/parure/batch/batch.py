@@ -23,7 +23,7 @@ from parure.batch.progress import Progress
 from parure.batch.results import Outcome
 from parure.batch.runner import Runner
 from parure.batch.stopping import Stop, StopOnSignals
-from parure.batch.store import LocalStore, Store, open_store
+from parure.batch.store import Store, open_store
 from parure.batch.tables import pyarrow
 from parure.batch.tally import Tally
 from parure.errors import ParureError, StorageError
@@ -85,58 +85,57 @@ def run_batch(
     outcome of a row, or the reason why the batch stopped.
     """
     pyarrow()
-    total = count_jobs(plan.jobs)
+    tally, stop = Tally(count_jobs(plan.jobs)), Stop()
     urls = endpoint_urls(plan.endpoints, plan.endpoints_file)
     store = open_store(plan.out)
-    if isinstance(store, LocalStore):
-        store.sweep()
-    stop, tally, gallery = Stop(), Tally(total), page.Gallery()
-    runners: list[Runner] = []
-    dispatcher = Dispatcher(
-        connect or Connector(plan.deadline, plan.per_endpoint),
-        check,
-        live,
-        stop,
-        Order(plan.window),
-        plan.patience,
-        lambda places: [runner.widen(places) for runner in runners],
-    )
-    progress = Progress(console or Console(stderr=True), tally, lambda: dispatcher.endpoints, quiet=plan.quiet)
-    discovery = _Discovery(plan, dispatcher)
+    connect = connect or Connector(plan.deadline, plan.per_endpoint)
+    dispatcher = Dispatcher(connect, check, live, stop, Order(plan.window), plan.patience)
+    progress = Progress(console or Console(stderr=True), tally, dispatcher, quiet=plan.quiet)
     unwritten = None
     with Ledger(store) as ledger, StopOnSignals(stop):
-        dispatcher.start(urls)
+        store.sweep()
         try:
-            with results.results_table(store) as table, _engine(plan, store, dispatcher) as engine:
-
-                def told(outcome: Outcome) -> None:
-                    table.add(outcome)
-                    gallery.add(outcome)
-
-                runner = Runner(
-                    read_jobs(plan.jobs),
-                    engine=engine,
-                    ledger=ledger,
-                    store=store,
-                    dispatcher=dispatcher,
-                    tally=tally,
-                    stop=stop,
-                    told=told,
-                    attempts=plan.attempts,
-                    max_failures=plan.max_failures,
-                )
-                runners.append(runner)
-                runner.widen(sum(endpoint.places for endpoint in dispatcher.endpoints))
-                with progress.shown():
-                    runner.run(plan.grace, lambda: (progress.tick(), discovery.look()))
-            if not stop.now:
-                gallery.write(store, f"Batch {plan.jobs}")
+            dispatcher.start(urls)
+            _run(plan, store, ledger, dispatcher, tally, stop, progress)
         except StorageError as error:
             unwritten = str(error)
         finally:
             stop.end()
             dispatcher.close()
     return _summary(tally, stop, dispatcher, store, unwritten)
+
+
+def _run(
+    plan: Plan, store: Store, ledger: Ledger, dispatcher: Dispatcher, tally: Tally, stop: Stop, progress: Progress
+) -> None:
+    """Every row to its outcome, in the table and on the page. Raises `StorageError` where these cannot be written."""
+    gallery, discovery = page.Gallery(), _Discovery(plan, dispatcher)
+    with results.results_table(store) as table, _engine(plan, store, dispatcher) as engine:
+
+        def told(outcome: Outcome) -> None:
+            table.add(outcome)
+            gallery.add(outcome)
+
+        def tick() -> None:
+            progress.tick()
+            discovery.look()
+
+        runner = Runner(
+            read_jobs(plan.jobs),
+            engine=engine,
+            ledger=ledger,
+            store=store,
+            dispatcher=dispatcher,
+            tally=tally,
+            stop=stop,
+            told=told,
+            attempts=plan.attempts,
+            max_failures=plan.max_failures,
+        )
+        with progress.shown():
+            runner.run(plan.grace, tick)
+    if not stop.now:
+        gallery.write(store, f"Batch {plan.jobs}")
 
 
 class _Discovery:

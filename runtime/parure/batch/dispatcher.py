@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from parure.batch.cause import Cause
 from parure.batch.endpoint import Connect, Connection, Endpoint, check_same
 from parure.batch.order import Order, Task
-from parure.batch.stopping import Stop
+from parure.batch.stopping import Cause, Stop
 from parure.errors import BundleMismatch, ParureError, ServerUnavailable
 from parure.manifest import Manifest
 
@@ -49,14 +48,12 @@ class Dispatcher:
         stop: Stop,
         order: Order,
         patience: float,
-        on_open: Callable[[int], None],
     ) -> None:
         """`check` raises `ServerError` for an endpoint that must not come back; `live`: whether it answers at all.
 
-        `patience`: seconds without any endpoint after which the batch ends; `on_open` is told of new places.
+        `patience`: seconds without any endpoint after which the batch ends.
         """
         self._connect, self._check, self._live, self._stop, self._patience = connect, check, live, stop, patience
-        self._on_open = on_open
         self._order = order
         self._endpoints: dict[str, Endpoint] = {}
         self._connections: list[Connection] = []
@@ -75,6 +72,11 @@ class Dispatcher:
     def identity(self) -> str:
         assert self._identity is not None, "start comes first"
         return self._identity
+
+    @property
+    def places(self) -> int:
+        """How many pictures may be on their way at once."""
+        return sum(endpoint.places for endpoint in self.endpoints)
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -221,7 +223,6 @@ class Dispatcher:
             endpoint.generation += 1
             endpoint.why, endpoint.paced = "", 0
             self._changed.notify_all()
-        self._on_open(sum(e.places for e in self._endpoints.values()))
 
     def _eject(self, endpoint: Endpoint, why: str, pause: float | None = None) -> None:
         with self._changed:

@@ -74,9 +74,15 @@ def _checked(row: Job | Rejected, reader: Reader, manifest: Manifest) -> Outcome
         return Outcome(row, Record("", "rejected", row.reason, ended=now))
     try:
         inputs = reader.read(row)
-        mask = inputs.ornament_mask and inputs.ornament_mask.data
         asked = Asked(
-            inputs.photo.data, inputs.ornament.data, row.box, mask, row.steps, row.seed, row.solver, row.guidance
+            inputs.photo.data,
+            inputs.ornament.data,
+            row.box,
+            inputs.mask_data,
+            row.steps,
+            row.seed,
+            row.solver,
+            row.guidance,
         )
         read_request(asked, manifest)
     except InputError as error:

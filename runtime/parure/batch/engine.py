@@ -76,7 +76,7 @@ def ask(tryon: TryOn, job: Job, inputs: Inputs) -> Result:
         inputs.photo.data,
         inputs.ornament.data,
         job.box,
-        ornament_mask=inputs.ornament_mask and inputs.ornament_mask.data,
+        ornament_mask=inputs.mask_data,
         steps=job.steps,
         seed=job.seed,
         solver=job.solver,

@@ -135,7 +135,7 @@ def _csv_rows(source: str, text: TextIOWrapper) -> Iterator[Mapping[str, Any] | 
         except csv.Error as error:
             yield f"the line cannot be read ({error})"
             continue
-        too_many = values.pop(None, None)  # type: ignore[call-overload]  # where DictReader keeps what has no column
+        too_many = values.pop(None, None)  # where DictReader keeps what has no column
         yield f"the line has {len(too_many)} fields too many; put quotes around the box" if too_many else values
 
 
@@ -194,7 +194,7 @@ def _id(value: Any) -> str | None:
 
 
 def _number(values: Mapping[str, Any], name: str) -> float | None:
-    value = values.get(name)
+    value: Any = values.get(name)
     if _absent(value):
         return None
     try:
@@ -207,7 +207,7 @@ def _number(values: Mapping[str, Any], name: str) -> float | None:
 
 
 def _whole(values: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
-    value = values.get(name)
+    value: Any = values.get(name)
     if _absent(value):
         return None
     try:

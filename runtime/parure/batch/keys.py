@@ -35,6 +35,10 @@ class Inputs:
     ornament: Content
     ornament_mask: Content | None
 
+    @property
+    def mask_data(self) -> bytes | None:
+        return None if self.ornament_mask is None else self.ornament_mask.data
+
 
 class Reader:
     """Reads the inputs of jobs; ornaments, which come again and again, are kept. Safe to share between threads."""

@@ -67,6 +67,7 @@ class Ledger:
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._waiting: list[tuple[bytes, bytes]] = []
         self._asked = self._kept = 0
+        self._closed = False
         if isinstance(store, LocalStore):
             self._spool = _open_spool(store.folder / NAME)
             self._journal: Journal = _Synced(self._spool)
@@ -90,6 +91,8 @@ class Ledger:
             self._waiting.append((bytes.fromhex(record.key), _line(record)))
             self._asked = mine = self._asked + 1
         with self._writing:  # whoever comes first writes for all that wait
+            if self._closed:  # its handle may already be another file's
+                raise StorageError("the batch has ended; nothing more is recorded")
             with self._lock:
                 if self._kept >= mine:
                     return
@@ -112,8 +115,10 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._journal.close()
-        os.close(self._spool)
+        with self._writing:
+            self._closed = True
+            self._journal.close()
+            os.close(self._spool)
 
     def _lines(self) -> Iterator[tuple[int, Record]]:
         """Whole records with their offsets."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
@@ -12,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parure.batch.endpoint import Endpoint
+from parure.batch.dispatcher import Dispatcher
 from parure.batch.tally import Tally
 
 _LINE_SECONDS = 30.0  # between two lines where nobody watches
@@ -21,8 +20,8 @@ _LINE_SECONDS = 30.0  # between two lines where nobody watches
 class Progress:
     """A live table on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, console: Console, tally: Tally, endpoints: Callable[[], list[Endpoint]], *, quiet: bool) -> None:
-        self._console, self._tally, self._endpoints, self._quiet = console, tally, endpoints, quiet
+    def __init__(self, console: Console, tally: Tally, dispatcher: Dispatcher, *, quiet: bool) -> None:
+        self._console, self._tally, self._dispatcher, self._quiet = console, tally, dispatcher, quiet
         self._spoken = time.monotonic()
 
     def shown(self) -> AbstractContextManager[object]:
@@ -47,12 +46,13 @@ class Progress:
 
     def _view(self) -> Group:
         table = Table("endpoint", "on their way", "done", "s a step", "state", box=None, padding=(0, 2, 0, 0))
-        for endpoint in self._endpoints():
+        for endpoint in self._dispatcher.endpoints:
             state = "[green]open[/]" if endpoint.open else f"[red]out[/] {endpoint.why[:60]}"
             pace = f"{endpoint.pace:.3f}" if endpoint.paced else ""
             table.add_row(endpoint.url, f"{endpoint.load} of {endpoint.places}", f"{endpoint.done:,}", pace, state)
         tally = self._tally
-        bar = ProgressBar(total=max(tally.total, 1), completed=tally.ended.total(), width=60)
+        bar = Table.grid()  # alone, a bar would not end its line
+        bar.add_row(ProgressBar(total=max(tally.total, 1), completed=tally.ended.total(), width=60))
         return Group(Text(self._line()), bar, table)
 
 

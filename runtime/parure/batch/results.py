@@ -84,7 +84,7 @@ class Results:
             "how": outcome.how,
             "ended": record.ended,
         }
-        with self._lock:
+        with self._lock, _explained():
             self._table.add(values)
 
 
@@ -95,16 +95,23 @@ def results_table(store: Store) -> Iterator[Results]:
     folder = store.folder if isinstance(store, LocalStore) else Path(tempfile.gettempdir())
     part = folder / f".{secrets.token_hex(8)}.part"
     try:
-        with TableWriter(part, COLUMNS) as table:
+        with _explained(), TableWriter(part, COLUMNS) as table:
             yield Results(table)
         if not local:
             store.put(NAME, part.read_bytes())
             return
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(folder / NAME)
-        sync_folder(folder)
-    except OSError as error:
-        raise StorageError(f"{store.where}/{NAME} cannot be written ({error.strerror or error})") from error
+        with _explained():
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(folder / NAME)
+            sync_folder(folder)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{NAME} cannot be written ({error.strerror or error})") from error

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from parure.batch.cause import Cause
 from parure.batch.dispatcher import Assignment, Dispatcher
 from parure.batch.engine import Engine, Made, Prepared
 from parure.batch.jobs import Job, Rejected
 from parure.batch.ledger import Ledger, Record
 from parure.batch.order import Task
 from parure.batch.results import How, Outcome
-from parure.batch.stopping import Stop
+from parure.batch.stopping import Cause, Stop
 from parure.batch.store import Store
 from parure.batch.tally import Tally
 from parure.errors import (
@@ -66,10 +65,12 @@ class Runner:
         `tick` is called about ten times a second.
         """
         self._spawn(self._read)
+        self._widen()
         until = None
         while any(thread.is_alive() for thread in list(self._threads)):
             tick()
             self._dispatcher.look()
+            self._widen()
             time.sleep(0.02 if self._tally.seconds < 2 else 0.1)
             if self._stop.asked:
                 until = until or time.monotonic() + grace
@@ -80,9 +81,9 @@ class Runner:
             for thread in self._threads:
                 thread.join(max(0.0, min(2.0, (until or 0) + 2 - time.monotonic())))
 
-    def widen(self, places: int) -> None:
-        """As many threads as pictures may be on their way."""
-        while len(self._threads) < min(places, MOST_THREADS) + 1:
+    def _widen(self) -> None:
+        """As many threads as pictures may be on their way: endpoints come as the batch goes."""
+        while len(self._threads) < min(self._dispatcher.places, MOST_THREADS) + 1:
             self._spawn(self._serve)
 
     def _spawn(self, target: Callable[[], None]) -> None:

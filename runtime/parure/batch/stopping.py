@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
-from parure.batch.cause import Cause
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a batch ended before its last row: in words, and as the exit code of the command."""
+
+    text: str
+    exit_code: int = 1
 
 
 class Stop:

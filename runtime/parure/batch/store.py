@@ -36,6 +36,9 @@ class Store(Protocol):
 
     def remove(self, name: str) -> None: ...
 
+    def sweep(self) -> None:
+        """Remove what a killed run left half written; nobody else may be writing."""
+
 
 def open_store(out: str) -> Store:
     """Raises `InputError` for a place that cannot be written to."""
@@ -90,7 +93,6 @@ class LocalStore:
             (self.folder / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what a killed run left half written."""
         for folder in (".", *(path.name for path in self.folder.iterdir() if path.is_dir())):
             for name in self.names(folder):
                 if name.startswith(".") and name.endswith(_PART):
@@ -142,6 +144,12 @@ class RemoteStore:
     def remove(self, name: str) -> None:
         with _explained(f"{self.where}/{name} cannot be removed"):
             self._files.rm_file(f"{self._path}/{name}")
+
+    def sweep(self) -> None:
+        for folder in () if self._atomic else ("pictures", "masks", "ledger"):
+            for name in self.names(folder):
+                if name.startswith(".") and name.endswith(_PART):
+                    self.remove(f"{folder}/{name}")
 
 
 def sync_folder(folder: Path) -> None:
