@@ -62,7 +62,8 @@ class Dispatcher:
         self._outstanding = 0
         self._ended = False
         self._idle_since: float | None = None
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._room = threading.Condition(lock), threading.Condition(lock)  # for workers, for the reader
 
     @property
     def manifest(self) -> Manifest:
@@ -112,7 +113,7 @@ class Dispatcher:
         """Take a job in, once there is room in the window; False where the batch is to stop."""
         with self._changed:
             while self._order.full and not self._stop.asked:
-                self._changed.wait(_TICK)
+                self._room.wait(_TICK)
             if self._stop.asked:
                 return False
             self._order.add(task)
@@ -129,11 +130,10 @@ class Dispatcher:
         """Waits for a job and a place for it; None when all is done, or the batch is to stop."""
         with self._changed:
             while not self._stop.asked:
-                if self._ended and not len(self._order) and not self._outstanding:
-                    self._changed.notify_all()
+                if self._over:
                     return None
                 if (assignment := self._assign()) is not None:
-                    self._changed.notify()  # there may be room in the window
+                    self._room.notify()
                     return assignment
                 self._check_patience()
                 self._changed.wait(_TICK)
@@ -148,18 +148,18 @@ class Dispatcher:
             if seconds_per_step is not None and assignment.generation == assignment.endpoint.generation:
                 assignment.endpoint.succeeded(seconds_per_step)
                 self._eject_if_slow(assignment.endpoint)
-            self._changed.notify_all()
+            self._tell()
 
     def put_back(self, assignment: Assignment, pause: float) -> None:
         """The job will be tried again, by whichever endpoint takes it, after `pause` seconds."""
         with self._changed:
             assignment.endpoint.load -= 1
-            self._changed.notify_all()
+            self._tell()
         self._stop.wait(pause)
         with self._changed:
             self._outstanding -= 1
             self._order.add(assignment.task, first=True)
-            self._changed.notify_all()
+            self._tell()
 
     def look(self) -> None:
         """To be called now and then: an endpoint that holds work and says nothing is asked whether it lives."""
@@ -185,6 +185,17 @@ class Dispatcher:
     def close(self) -> None:
         for connection in self._connections:
             connection.tryon.close()
+
+    @property
+    def _over(self) -> bool:
+        return self._ended and not len(self._order) and not self._outstanding
+
+    def _tell(self) -> None:
+        """A place or a job has come: one worker can use it. At the end all must know."""
+        if self._over:
+            self._changed.notify_all()
+        else:
+            self._changed.notify()
 
     def _assign(self) -> Assignment | None:
         free = [e for e in self._endpoints.values() if e.connection is not None and e.load < e.places]

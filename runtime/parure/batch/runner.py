@@ -137,6 +137,9 @@ class Runner:
             self._storage_failed(assignment, prepared, error)
         except ServerError as error:
             self._server_failed(assignment, prepared, error)
+        except Exception as error:  # one row that finds a mistake in parure or below must not end all others
+            reason = f"an error in parure: {type(error).__name__}: {error}"
+            self._finish(assignment, prepared, Record("", "failed", reason))
         else:
             self._storage_failures = 0
             self._finish(assignment, prepared, _record(made), made)

@@ -101,6 +101,18 @@ def test_what_may_be_the_jobs_fault_is_tried_a_few_times_and_again_in_the_next_r
     assert again.ok and again.how == {"resumed": 19, "new": 1} and len(server.asked) == 23
 
 
+def test_a_row_that_finds_a_mistake_in_the_code_is_failed_and_the_rest_done(
+    pictures: Path, helpers: SimpleNamespace
+) -> None:
+    def crash(server: Any, asked: Any) -> None:
+        if asked["seed"] == 3:
+            raise IndexError("list index out of range")
+
+    servers = helpers.Servers(one=helpers.FakeServer(crash))
+    summary = servers.run(hundred(helpers, pictures, 20), pictures / "out")
+    assert (summary.done, summary.failed) == (19, 1) and "IndexError" in summary.reasons[0][2]
+
+
 def test_the_budget_bounds_what_is_tried_again(pictures: Path, helpers: SimpleNamespace) -> None:
     def fail(server: Any, asked: Any) -> None:
         raise ServerError("it went wrong")
