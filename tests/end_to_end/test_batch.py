@@ -330,7 +330,7 @@ def test_an_endpoint_with_a_dead_stub_is_ejected_though_it_says_that_it_is_healt
 
 
 def test_two_batches_do_not_write_to_one_place(fleet: Fleet, pictures: Path) -> None:
-    jobs, out = job_file(pictures, 100), pictures / "out"
+    jobs, out = job_file(pictures, 100, steps=100), pictures / "out"  # long enough for another one to come
     batch = Running(jobs, out, fleet.urls)
     batch.wait_for(1)
     code, other = run(jobs, out, fleet.urls)
