@@ -222,7 +222,10 @@ class Dispatcher:
             self._changed.notify_all()
 
     def _try_connect(self, url: str) -> Connection | ParureError:
+        """A frozen server is found out by a short question, not by the deadline of a picture."""
         try:
+            if not self._live(url):
+                return ServerUnavailable(f"{url} does not answer; start a server there, or leave it out")
             return self._connect(url)
         except ParureError as error:
             return error

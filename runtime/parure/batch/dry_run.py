@@ -19,6 +19,7 @@ from parure.errors import InputError, ParureError, ServerUnavailable, StorageErr
 from parure.manifest import Manifest
 from parure.request import Asked, read_request
 
+_PATIENCE = 30.0  # seconds for an endpoint to tell
 _THREADS = 8
 _AT_ONCE = 256
 
@@ -53,7 +54,7 @@ def _manifest(plan: Plan) -> Manifest:
     reasons = []
     for url in endpoint_urls(plan.endpoints, plan.endpoints_file):
         try:
-            connection = Connector(plan.deadline)(url)
+            connection = Connector(_PATIENCE)(url)
         except ParureError as error:
             reasons.append(str(error))
             continue
