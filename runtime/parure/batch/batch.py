@@ -159,7 +159,9 @@ def _engine(plan: Plan, store: Store, dispatcher: Dispatcher) -> Iterator[Engine
     if plan.engine == "ray":
         from parure.batch.ray_engine import RayEngine
 
-        engine = RayEngine(store.where, dispatcher.manifest, dispatcher.identity, plan.deadline, plan.ray_address)
+        engine = RayEngine(
+            store.where, dispatcher.manifest, dispatcher.identity, plan.deadline, plan.ray_address, dispatcher.places
+        )
     else:
         engine = LocalEngine(store, dispatcher.manifest, dispatcher.identity)
     try:

@@ -145,7 +145,7 @@ class Dispatcher:
             assignment.endpoint.load -= 1
             assignment.endpoint.heard = time.monotonic()
             self._outstanding -= 1
-            if seconds_per_step is not None and assignment.generation == assignment.endpoint.generation:
+            if seconds_per_step is not None:
                 assignment.endpoint.succeeded(seconds_per_step)
                 self._eject_if_slow(assignment.endpoint)
             self._tell()

@@ -25,17 +25,19 @@ _KEPT = 128  # inputs that an actor keeps between reading them and asking for th
 
 
 class RayEngine:
-    """As `Engine`. One actor per CPU of the cluster; one that dies is started anew, and its jobs go to the others."""
+    """As `Engine`. At most one actor per CPU of the cluster; one that dies is started anew, and its jobs go to the others."""
 
-    def __init__(self, out: str, manifest: Manifest, identity: str, deadline: float, address: str | None) -> None:
-        """Joins the cluster at `address`, or the one that Ray finds; else starts one on this host."""
+    def __init__(
+        self, out: str, manifest: Manifest, identity: str, deadline: float, address: str | None, most: int
+    ) -> None:
+        """Joins the cluster at `address`, or that of RAY_ADDRESS; else starts one on this host. `most`: actors."""
         self._ray = _ray()
         self._started = not self._ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._ray.init(address=address, log_to_driver=False)
         actor = self._ray.remote(num_cpus=1, max_restarts=-1, max_concurrency=THREADS, scheduling_strategy="SPREAD")
-        count = max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
+        count = max(min(int(self._ray.cluster_resources().get("CPU", 1)), most), 1)
         self._actors = [actor(Worker).remote(out, manifest, identity, deadline) for _ in range(count)]
         self._load = [0] * count
         self._lock = threading.Lock()

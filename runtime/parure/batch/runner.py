@@ -138,8 +138,7 @@ class Runner:
         except ServerError as error:
             self._server_failed(assignment, prepared, error)
         except Exception as error:  # one row that finds a mistake in parure or below must not end all others
-            reason = f"an error in parure: {type(error).__name__}: {error}"
-            self._finish(assignment, prepared, Record("", "failed", reason))
+            self._crashed(assignment, prepared, error)
         else:
             self._storage_failures = 0
             self._finish(assignment, prepared, _record(made), made)
@@ -216,6 +215,16 @@ class Runner:
             self._dispatcher.put_back(assignment, random.uniform(0, longest))
         else:
             self._finish(assignment, prepared, Record("", "failed", str(error)))
+
+    def _crashed(self, assignment: Assignment, prepared: Prepared | None, error: Exception) -> None:
+        """A mistake in the code, unless it is only that the connection was closed meanwhile."""
+        if self._stop.asked:
+            self._dispatcher.release(assignment)
+        elif self._dispatcher.gave_up(assignment):
+            self._dispatcher.put_back(assignment, 0.0)
+        else:
+            reason = f"an error in parure: {type(error).__name__}: {error}"
+            self._finish(assignment, prepared, Record("", "failed", reason))
 
     def _settle(self, outcome: Outcome) -> None:
         self._told(outcome)

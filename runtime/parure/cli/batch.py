@@ -26,7 +26,7 @@ from parure.batch.order import WINDOW
 @click.option("--out", required=True, metavar="DIR|URL", help="Where pictures, masks and results go.")
 @click.option("--dry-run", "only_check", is_flag=True, help="Only say which rows would be rejected.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--ray-address", help="An existing Ray cluster [default: what Ray finds, or a new one on this host].")
+@click.option("--ray-address", help="An existing Ray cluster [default: RAY_ADDRESS, or a new one on this host].")
 @click.option("--deadline", type=float, default=300.0, show_default=True, help="Seconds for one picture.")
 @click.option("--attempts", type=click.IntRange(1), default=4, show_default=True, help="At one job.")
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more jobs than this have failed.")
