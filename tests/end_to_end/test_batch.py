@@ -260,6 +260,25 @@ def test_ctrl_c_lets_what_is_in_flight_end_and_the_same_command_goes_on(fleet: F
     assert code == 0 and again["how"]["resumed"] == summary["done"] and again["done"] == 150
 
 
+def test_ctrl_c_twice_ends_now_and_gives_up_what_is_in_flight(fleet: Fleet, pictures: Path) -> None:
+    jobs, out = job_file(pictures, 20, steps=900), pictures / "out"
+    first, rest = jobs.read_text().split("\n", 1)
+    jobs.write_text(json.dumps(json.loads(first) | {"steps": 1}) + "\n" + rest)
+    batch = Running(jobs, out, fleet.urls)
+    batch.wait_for(1)
+    cancelled = fleet.pictures("cancelled")
+    for _ in range(2):
+        batch.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    code, summary = batch.end()
+    assert code == 130 and summary["seconds"] < 30 and summary["failed"] == 0
+    until = time.monotonic() + 10
+    while fleet.pictures("cancelled") == cancelled:
+        assert time.monotonic() < until, "the servers go on with pictures that nobody waits for"
+        time.sleep(0.05)
+    assert len(recorded(out)) == summary["done"]
+
+
 def test_a_full_disk_ends_the_batch_cleanly_and_room_lets_it_go_on(fleet: Fleet, pictures: Path) -> None:
     out = pictures / "small"
     out.mkdir()

@@ -30,6 +30,7 @@ from parure.errors import (
 
 MOST_THREADS = 512
 _STORAGE_FAILURES = 3  # in a row, after which nothing more is tried
+_LAST_SECONDS = 2.0  # for threads to notice that they were given up
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds before a job is tried again
 
 
@@ -78,8 +79,9 @@ class Runner:
                     break
         if self._stop.asked:
             self._dispatcher.close()  # gives up what is in flight
+            until = time.monotonic() + _LAST_SECONDS
             for thread in self._threads:
-                thread.join(max(0.0, min(2.0, (until or 0) + 2 - time.monotonic())))
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _widen(self) -> None:
         """As many threads as pictures may be on their way: endpoints come as the batch goes."""
