@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -47,9 +48,11 @@ class Progress:
     def _view(self) -> Group:
         table = Table("endpoint", "on their way", "done", "s a step", "state", box=None, padding=(0, 2, 0, 0))
         for endpoint in self._dispatcher.endpoints:
-            state = "[green]open[/]" if endpoint.open else f"[red]out[/] {endpoint.why[:60]}"
+            state = "[green]open[/]" if endpoint.open else f"[red]out[/] {escape(endpoint.why[:60])}"
             pace = f"{endpoint.pace:.3f}" if endpoint.paced else ""
-            table.add_row(endpoint.url, f"{endpoint.load} of {endpoint.places}", f"{endpoint.done:,}", pace, state)
+            table.add_row(
+                escape(endpoint.url), f"{endpoint.load} of {endpoint.places}", f"{endpoint.done:,}", pace, state
+            )
         tally = self._tally
         bar = Table.grid()  # alone, a bar would not end its line
         bar.add_row(ProgressBar(total=max(tally.total, 1), completed=tally.ended.total(), width=60))

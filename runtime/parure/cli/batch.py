@@ -10,6 +10,7 @@ from typing import Literal
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from parure.batch.batch import Plan, Summary, run_batch
@@ -63,7 +64,7 @@ def _show(summary: Summary, console: Console, *, dry: bool) -> None:
             "row", "", "reason", title=f"The first {len(summary.reasons)} that are not done", title_justify="left"
         )
         for row, status, reason in summary.reasons:
-            table.add_row(str(row), status, reason)
+            table.add_row(str(row), status, escape(reason))
         console.print(table)
     if dry:
         console.print(
@@ -75,9 +76,9 @@ def _show(summary: Summary, console: Console, *, dry: bool) -> None:
         f"{summary.done:,} of {summary.total:,} done, {summary.rejected:,} rejected, {summary.failed:,} failed ({counts})"
     )
     for url, done in summary.endpoints.items():
-        console.print(f"  {url}  {done:,}", highlight=False)
+        console.print(f"  {escape(url)}  {done:,}", highlight=False)
     console.print(
-        f"{summary.seconds:.1f} s, {summary.retried} tried again; see {summary.where}/results.parquet and index.html"
+        f"{summary.seconds:.1f} s, {summary.retried} tried again; see {escape(summary.where)}/results.parquet and index.html"
     )
     if summary.stopped:
-        console.print(f"[bold]{summary.stopped}[/]; run the same command again to go on", highlight=False)
+        console.print(f"[bold]{escape(summary.stopped)}[/]; run the same command again to go on", highlight=False)
