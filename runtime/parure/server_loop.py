@@ -94,6 +94,7 @@ class ServerLoop:
 
     @property
     def identity(self) -> str:
+        """The identity of the bundle that is served."""
         return self._executor.identity
 
     @property
