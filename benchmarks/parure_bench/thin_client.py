@@ -25,7 +25,7 @@ from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped
 from parure.components import NUMPY_TYPES
 from parure.executor import Arrays
 from parure.triton import TritonExecutor, wire_shape
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_export.demo.showcase import prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -61,7 +61,7 @@ def main(work: Path, results: Path, component: str, rounds: int, seconds: float)
         loads = [measure(server.addresses.grpc, component, many, rounds, seconds) for many in CONCURRENCY]
     report = {
         "command": f"python -m parure_bench.thin_client --component {component} --rounds {rounds} --seconds {seconds:g}",
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "target": TARGET,
         "loads": [asdict(load) for load in loads],
     }
