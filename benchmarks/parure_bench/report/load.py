@@ -30,6 +30,8 @@ def _section(record: Record, index: int) -> Section:
     for column, (by, title) in enumerate(sides, 1):
         for colour, curve in zip(COLOURS, curves, strict=False):
             _add_curve(figure, [s for s in _levels(record, by) if _curve(s) == curve], by, curve, colour, column)
+        if by == "concurrency":
+            _add_analyzer(figure, record)
         for knee in record.find("knee", by=by)[:1]:
             _mark_knee(figure, knee, column)
         figure.update_xaxes(title_text=title, row=2, col=column, rangemode="tozero")
@@ -87,6 +89,21 @@ def _add_curve(figure: Any, levels: list[Series], by: str, curve: str, colour: s
                        hoverinfo="skip", line={"color": GREY, "width": 1, "dash": "dash"}),
             row=2, col=column,
         )  # fmt: skip
+
+
+def _add_analyzer(figure: Any, record: Record) -> None:
+    """What NVIDIA's perf_analyzer said of the same server, where it was asked."""
+    levels = sorted(record.find("perf_analyzer"), key=lambda series: float(series.labels["concurrency"]))
+    x = [float(series.labels["concurrency"]) for series in levels]
+    for row, name in ((1, "p50"), (2, "throughput")):
+        if levels:
+            figure.add_trace(
+                go.Scatter(
+                    x=x, y=[series.figures[name] for series in levels], name="perf_analyzer: p50", mode="markers",
+                    showlegend=row == 1, marker={"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": GREY}},
+                ),
+                row=row, col=1,
+            )  # fmt: skip
 
 
 def _mark_knee(figure: Any, knee: Series, column: int) -> None:
