@@ -93,10 +93,6 @@ class ServerLoop:
         return self._executor.manifest
 
     @property
-    def identity(self) -> str:
-        return self._executor.identity
-
-    @property
     def name(self) -> str:
         return self._executor.name
 
