@@ -35,7 +35,7 @@ def _section(record: Record, index: int) -> Section:
         for knee in record.find("knee", by=by)[:1]:
             _mark_knee(figure, knee, column)
         figure.update_xaxes(title_text=title, row=2, col=column, rangemode="tozero")
-        figure.update_yaxes(title_text="latency, s" if column == 1 else None, row=1, col=column, type="log")
+        figure.update_yaxes(title_text="latency, s" if column == 1 else None, row=1, col=column, type="log", dtick="D2")
         figure.update_yaxes(
             title_text="pictures per second" if column == 1 else None, row=2, col=column, rangemode="tozero"
         )
@@ -111,8 +111,8 @@ def _mark_knee(figure: Any, knee: Series, column: int) -> None:
     for row in (1, 2):
         figure.add_vline(x=load, line={"color": GREY, "width": 1, "dash": "dash"}, row=row, col=column)
     figure.add_annotation(
-        x=load, y=1, yref="y domain" if column == 1 else f"y{column} domain", xref="x" if column == 1 else f"x{column}",
-        text=f"knee {load:g}", showarrow=False, xanchor="left", yanchor="top", xshift=5, font={"color": GREY, "size": 12},
+        x=load, y=0.02, yref="y domain" if column == 1 else f"y{column} domain", xref="x" if column == 1 else f"x{column}",
+        text=f"knee {load:g}", showarrow=False, xanchor="left", yanchor="bottom", xshift=5, font={"color": GREY, "size": 12},
     )  # fmt: skip
 
 
