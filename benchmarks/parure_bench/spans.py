@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from parure.executor import Array, Arrays, Executor
 from parure.manifest import Manifest
@@ -36,9 +37,9 @@ class SpanExecutor:
         """The calls since `begin`."""
         return tuple(self._spans)
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         since = time.perf_counter()
-        outputs = self.executor.run(component, inputs)
+        outputs = self.executor.run(component, inputs, wanted)
         until = time.perf_counter()
         self._spans.append(Span(name=component, start=since - self._began, seconds=until - since))
         return outputs

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Collection
 from typing import Any, Literal
 
 from parure.bundle import Bundle
 from parure.errors import InputError, InvalidReply
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Manifest, Precision
 
 Hint = Literal["f32", "bf16"]
@@ -54,14 +55,14 @@ class OpenVinoExecutor:
     def identity(self) -> str:
         return self.bundle.identity
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         batch = len(next(iter(inputs.values())))
         with self._lock:
             request = self._requests.get((component, batch))
             if request is None:
                 request = self._requests[component, batch] = self._compiled(component, batch)
             found = request.infer(dict(inputs), share_inputs=True)
-            return {t.name: found[t.name].copy() for t in self.manifest.component(component).outputs}
+            return {t.name: found[t.name].copy() for t in wanted_outputs(self.manifest.component(component), wanted)}
 
     def close(self) -> None:
         with self._lock:
