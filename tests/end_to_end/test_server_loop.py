@@ -24,6 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import parure
 from parure.errors import DeadlineExceeded, InputError, ModelUnavailable, RequestError, ServerBusy
+from parure.health import probe
 from parure.image import Pixels
 from parure.server_loop import ServerLoop
 from parure.tryon_wire import png
@@ -281,6 +282,7 @@ def test_what_is_beyond_the_bound_is_refused_and_says_so(
             pytest.raises(ServerBusy, match="takes no more pictures for now"),
         ):
             tryon(photo, ornament, BOX, steps=1)
+        assert all(finding.passed for finding in probe(server.addresses.grpc, 20))  # full is not ill
     finally:
         for stream in streams:
             stream.cancel()
@@ -324,7 +326,6 @@ def test_many_independent_clients_at_once_all_finish(server: EmbeddedServer, pho
         pool = stack.enter_context(ThreadPoolExecutor(clients * places))
         results = list(pool.map(lambda client: client(photo, ornament, BOX, steps=2), opened * places))
     assert len(results) == clients * places
-    print("attempts", (counted() - before) / len(results))
     assert counted() - before <= 4 * len(results)
 
 
