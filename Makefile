@@ -39,5 +39,5 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) has no venv module; run: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx,serve,batch,ray,bench,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx,serve,batch,ray,bench,openvino,dev]'
 	@touch $@

@@ -57,6 +57,16 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def deep_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's bundle for fast modes: `parure export --deep-reuse`."""
+    from parure_export.export import export_bundle
+
+    out = tmp_path_factory.mktemp("deep") / "bundle"
+    export_bundle(tiny_checkpoint, out, max_batch=8, solvers=["ddim", "pndm"], deep_reuse=True)
+    return out
+
+
+@pytest.fixture(scope="session")
 def photo() -> Pixels:
     """A smooth picture with some texture, [96, 128, 3]."""
     rows, columns = np.mgrid[0:96, 0:128]

@@ -24,7 +24,7 @@ from parure.errors import DeadlineExceeded
 from parure.executor import Arrays
 from parure.shared_tensors import SharedMemory
 from parure.triton import TritonExecutor
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_export.demo.showcase import prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -77,7 +77,7 @@ def main(work: Path, results: Path, calls: int, deadline: float) -> None:
                     overruns.append(Overrun(event, way, deadline, measure(call, calls, pid)))
     report = {
         "command": f"python -m parure_bench.deadlines --calls {calls} --deadline {deadline:g}",
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "promise_seconds": PROMISE,
         "overruns": [asdict(o) | {"kept": o.kept} for o in overruns],
     }

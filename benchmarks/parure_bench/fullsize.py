@@ -7,8 +7,6 @@ its memory is that of its whole process tree, sampled.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,8 +21,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from parure_bench.environment import GB, environment
+
 SAMPLE_SECONDS = 0.2
-GB = 1e9
 PARURE = str(Path(sys.executable).parent / "parure")
 
 
@@ -87,7 +86,7 @@ def main(work: Path, results: Path, target: str) -> None:
     figures += [engine_figure(path, target) for path in sorted((bundle / "engines").rglob("unet*.json"))]
     disk = folder_gb(bundle)
     report = {
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "weights_gb": round(weights, 2),
         "bundle_with_engines_gb": round(disk, 2),
         "engine_cache_gb": round(folder_gb(cache), 2),
@@ -145,21 +144,6 @@ def engine_figure(record: Path, target: str) -> Figure:
 
 def folder_gb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / GB
-
-
-def machine() -> dict[str, object]:
-    return {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / GB, 1),
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def show(figures: Sequence[Figure], weights: float, disk: float) -> None:

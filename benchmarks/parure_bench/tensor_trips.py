@@ -22,7 +22,7 @@ from rich.table import Table
 from parure.executor import Array
 from parure.shared_tensors import SharedMemory, SharedTensors
 from parure.triton_transport import open_transport
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_export.demo.showcase import prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -70,7 +70,7 @@ def main(work: Path, results: Path, seconds: float) -> None:
         trips = [trip for url in urls for trip in measure(url, seconds)]
     report = {
         "command": f"python -m parure_bench.tensor_trips --seconds {seconds:g}",
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "trips": [asdict(trip) for trip in trips],
     }
     results.mkdir(parents=True, exist_ok=True)

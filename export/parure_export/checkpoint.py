@@ -20,7 +20,16 @@ from transformers import CLIPVisionModelWithProjection
 
 from parure.errors import CheckpointError
 from parure.manifest import Frozen
-from parure_export.model import Components, ImageEncoder, MaskHead, ReferenceNet, TryOnUNet, VaeDecoder, VaeEncoder
+from parure_export.model import (
+    Components,
+    ImageEncoder,
+    MaskHead,
+    ReferenceNet,
+    ShallowUNet,
+    TryOnUNet,
+    VaeDecoder,
+    VaeEncoder,
+)
 from parure_export.model.features import Form
 from parure_export.model.geometry import ModelGeometry, RawModules, new_modules
 from parure_export.model.mask_head import MaskHeadComponent
@@ -63,10 +72,10 @@ class Checkpoint:
     scheduler_config: dict[str, Any]
     sha256: str
 
-    def components(self, form: Form = "raw") -> Components:
-        """The wrapped modules, which give and take features in `form`."""
+    def components(self, form: Form = "raw", deep_reuse: bool = False) -> Components:
+        """The wrapped modules, which give and take features in `form`; `deep_reuse` adds the shallow U-Net."""
         layers = self.modules.mask_head.config.layers
-        unet = TryOnUNet(self.modules.unet, layers, form)
+        unet = TryOnUNet(self.modules.unet, layers, form, give_deep=deep_reuse)
         denoiser = self.modules.unet if form == "projected" else None
         reference_net = ReferenceNet(self.modules.reference_net, layers, denoiser)
         return Components(
@@ -77,6 +86,7 @@ class Checkpoint:
             unet=unet.eval(),
             vae_decoder=VaeDecoder(self.modules.vae).eval(),
             layout=reference_net.layout,
+            unet_shallow=ShallowUNet(unet).eval() if deep_reuse else None,
         )
 
 
@@ -121,7 +131,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         first = error.errors()[0]
         field = ".".join(str(part) for part in ("parure", *first["loc"]))
         raise CheckpointError(f"{folder / INDEX}: {field}: {first['msg']}") from error
-    loaded = {name: _load(folder, name) for name in FOLDERS}
+    loaded = {name: load_module(folder, name) for name in FOLDERS}
     modules = RawModules(**loaded)
     _check_fit(folder, modules)
     return Checkpoint(
@@ -170,7 +180,7 @@ def _read_json(path: Path, subject: str) -> dict[str, Any]:
     return content
 
 
-def _load(folder: Path, name: str) -> Any:
+def load_module(folder: Path, name: str) -> Any:
     """One module from its subfolder, with its failure told in the checkpoint's words."""
     expected = f"a {FOLDERS[name].__name__} saved with safe_serialization=True"
     if not (folder / name).is_dir():

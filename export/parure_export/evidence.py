@@ -20,25 +20,28 @@ from parure_export.parity import Capture
 
 EVIDENCE = "reports/evidence.safetensors"
 _LAYOUT = "layout"
+_OUTPUT = "output/"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One call of one component in PyTorch: inputs by name and the output, float32, a batch of one."""
+    """One call of one component in PyTorch: inputs and outputs by name, float32, a batch of one."""
 
     inputs: Mapping[str, NDArray[Any]]
-    output: NDArray[Any]
+    outputs: Mapping[str, NDArray[Any]]
 
 
 def save_evidence(captured: Capture, path: Path) -> None:
     """Write one sample of every component's middle call; tensors that several of them share are written once."""
     tensors: dict[str, NDArray[Any]] = {}
     layout: dict[str, dict[str, str]] = {}
-    for name, output in OUTPUTS.items():
-        calls = captured.calls[name]
+    for name in OUTPUTS:
+        if not (calls := captured.calls.get(name)):
+            continue
         call = calls[len(calls) // 2]
         layout[name] = {}
-        for key, value in (*zip(INPUTS[name], call.inputs, strict=True), (f"output/{output}", call.output)):
+        outputs = ((f"{_OUTPUT}{key}", value) for key, value in call.outputs(name).items())
+        for key, value in (*zip(INPUTS[name], call.inputs, strict=True), *outputs):
             array = np.ascontiguousarray(value[:1].float().numpy())
             digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
             tensors[digest] = array
@@ -53,12 +56,16 @@ def load_evidence(path: Path) -> dict[str, Evidence]:
             layout = json.loads(tensors.metadata()[_LAYOUT])
             return {
                 name: Evidence(
-                    {key: tensors.get_tensor(digest) for key, digest in parts.items() if not key.startswith("output/")},
-                    next(tensors.get_tensor(digest) for key, digest in parts.items() if key.startswith("output/")),
+                    {key: tensors.get_tensor(digest) for key, digest in parts.items() if not key.startswith(_OUTPUT)},
+                    {
+                        key.removeprefix(_OUTPUT): tensors.get_tensor(digest)
+                        for key, digest in parts.items()
+                        if key.startswith(_OUTPUT)
+                    },
                 )
                 for name, parts in layout.items()
             }
-    except (OSError, KeyError, TypeError, ValueError, StopIteration) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read as the evidence of parity ({error}); export the bundle again"
         ) from error

@@ -77,11 +77,14 @@ def export_bundle(
     max_batch: int = 8,
     solvers: Sequence[str] = (),
     features: Form = "raw",
+    deep_reuse: bool = False,
     entry_point: str | None = None,
     force: bool = False,
     progress: Say = lambda text: None,
 ) -> Manifest:
     """Export `checkpoint` to the bundle folder `out`; `solvers` empty means all that its scheduler allows.
+
+    `deep_reuse` adds the component `unet_shallow`, and to the U-Net the output that it takes: for fast modes.
 
     Raises `CheckpointError` for a checkpoint that cannot be read, `InputError` for wrong arguments, and
     `ExportError` where parity is not kept. Nothing is left at `out` unless everything held.
@@ -90,7 +93,11 @@ def export_bundle(
     if entry_point and features != "raw":
         raise InputError(f"entry point {entry_point} decides itself on the form of its features; drop --features")
     progress("reading the checkpoint")
-    model = _from_entry_point(entry_point, checkpoint) if entry_point else from_checkpoint(checkpoint, features)
+    if entry_point:
+        model = _from_entry_point(entry_point, checkpoint)
+        _check_deep_reuse(model, entry_point, deep_reuse)
+    else:
+        model = from_checkpoint(checkpoint, features, deep_reuse)
     with staged(out) as stage:
         for folder in ("onnx", "solvers", "reports"):
             (stage / folder).mkdir()
@@ -117,11 +124,11 @@ def export_bundle(
     return Bundle.open(out).manifest
 
 
-def from_checkpoint(folder: Path, features: Form = "raw") -> Exportable:
+def from_checkpoint(folder: Path, features: Form = "raw", deep_reuse: bool = False) -> Exportable:
     """A checkpoint folder, ready for export."""
     loaded = load_checkpoint(folder)
     return Exportable(
-        components=loaded.components(features),
+        components=loaded.components(features, deep_reuse),
         raw=loaded.components() if features == "projected" else None,
         pipeline=loaded.pipeline,
         scheduler_config=loaded.scheduler_config,
@@ -147,6 +154,14 @@ def _from_entry_point(name: str, checkpoint: Path) -> Exportable:
             f"entry point {name!r} returned {type(returned).__name__}; expected parure_export.export.Exportable"
         )
     return returned
+
+
+def _check_deep_reuse(model: Exportable, entry_point: str, wanted: bool) -> None:
+    if wanted and model.components.unet_shallow is None:
+        raise InputError(
+            f"entry point {entry_point} returned no unet_shallow; let it return one, and a U-Net that gives deep features "
+            "as its second output, or drop --deep-reuse"
+        )
 
 
 def _check_arguments(out: Path, max_batch: int, solvers: Sequence[str], force: bool) -> None:

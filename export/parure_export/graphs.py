@@ -1,4 +1,4 @@
-"""The six components -> ONNX graphs in the precision that was asked for, and what shows that they compute the same."""
+"""The components -> ONNX graphs in the precision that was asked for, and what shows that they compute the same."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def write_graph(
 def _lower(model: ir.Model, name: str, calls: Sequence[Call], precision: Precision) -> list[Kept]:
     """Convert one fp32 graph in place; returns the nodes that were kept."""
     low = HALF_PRECISION[precision]
-    ranges = record_ranges(model, (session_inputs(name, call) for call in distinct(calls)))
+    taken = {f"{value.name}" for value in model.graph.inputs}
+    ranges = record_ranges(model, (session_inputs(name, call, taken) for call in distinct(calls)))
     kept = choose(model.graph, ranges, low)
     nodes = {node.node for node in kept}
     tensors = [*model.graph.inputs, *model.graph.outputs]

@@ -6,7 +6,7 @@ import gc
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from parure.errors import ExportError
 from parure.manifest import Component, TensorSpec
+from parure.modes import DEEP_OUTPUT, SHALLOW_UNET
 from parure_export.graph_flops import graph_flops
 from parure_export.model.storage import in_float32
 
@@ -35,32 +36,32 @@ OUTPUTS = {
     "reference_net": "features",
     "mask_head": "predicted_mask",  # its input is called mask, and a graph's names are unique
     "unet": "noise",
+    SHALLOW_UNET: "noise",
     "vae_decoder": "image",
 }
+_UNET_INPUTS = ("latents", "masked_latents", "mask", "timestep", "tokens", "ornament_features", "model_features")
 INPUTS = {
     "vae_encoder": ("image",),
     "image_encoder": ("pixels",),
     "reference_net": ("latents", "mask", "tokens"),
     "mask_head": ("model_features", "ornament_features", "mask"),
-    "unet": (
-        "latents",
-        "masked_latents",
-        "mask",
-        "timestep",
-        "tokens",
-        "ornament_features",
-        "model_features",
-    ),
+    "unet": _UNET_INPUTS,
+    SHALLOW_UNET: (*_UNET_INPUTS, DEEP_OUTPUT),
     "vae_decoder": ("latents",),
 }
 
 
 @dataclass(frozen=True)
 class Call:
-    """One captured call of a component: its inputs in order and its output, a batch each."""
+    """One captured call of a component: its inputs in order and its output, a batch each; `deep` of a U-Net's."""
 
     inputs: tuple[Tensor, ...]
     output: Tensor
+    deep: Tensor | None = None
+
+    def outputs(self, name: str) -> dict[str, Tensor]:
+        """By name, of the component `name`."""
+        return {OUTPUTS[name]: self.output} | ({} if self.deep is None else {DEEP_OUTPUT: self.deep})
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Traced:
 def trace_component(name: str, module: nn.Module, call: Call, max_batch: int) -> Traced:
     """The graph of `module` for batches of 1 to `max_batch`; raises `ExportError` with the exporter's reason.
 
+    An input that the graph does not look at is none of the component's.
     `call` gives the tensors to trace with. `module` becomes fp32, whatever it was stored as. The exporter traces at
     batch 2: a batch of one would be specialised.
     """
@@ -96,7 +98,7 @@ def trace_component(name: str, module: nn.Module, call: Call, max_batch: int) ->
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(INPUTS[name]),
-                output_names=[OUTPUTS[name]],
+                output_names=list(call.outputs(name)),
                 dynamic_shapes={key: {0: batch} for key in arguments},
                 optimize=False,
                 verbose=False,
@@ -108,11 +110,12 @@ def trace_component(name: str, module: nn.Module, call: Call, max_batch: int) ->
         raise _failure(name, error) from error
     model: ir.Model = program.model
     _strip(model)
+    used = _drop_unused_inputs(model.graph)
     component = Component(
         name=name,
         graph=f"{FOLDER}/{name}.onnx",
-        inputs=tuple(_spec(key, value) for key, value in arguments.items()),
-        outputs=(_spec(OUTPUTS[name], call.output),),
+        inputs=tuple(_spec(key, value) for key, value in arguments.items() if key in used),
+        outputs=tuple(_spec(key, value) for key, value in call.outputs(name).items()),
         parameters=_parameters(model.graph),
         flops=graph_flops(model.graph),
     )
@@ -145,6 +148,14 @@ def _strip(model: ir.Model) -> None:
         thing.metadata_props.clear()
 
 
+def _drop_unused_inputs(graph: ir.Graph) -> set[str | None]:
+    """The names of those that are left."""
+    for value in list(graph.inputs):
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+    return {value.name for value in graph.inputs}
+
+
 def _parameters(graph: ir.Graph) -> int:
     """Elements of the graph's weights; what tracing found unused is not among them."""
     weights = (v.const_value for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT)
@@ -167,9 +178,9 @@ def _attention_flops(query: Shape, key: Shape, value: Shape, *_: object, **__: o
 _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # torch leaves it out
 
 
-def session_inputs(name: str, call: Call) -> Mapping[str, Any]:
-    """A captured call's inputs as ONNX Runtime takes them."""
-    return {key: value.numpy() for key, value in zip(INPUTS[name], call.inputs, strict=True)}
+def session_inputs(name: str, call: Call, taken: Collection[str]) -> Mapping[str, Any]:
+    """A captured call's inputs as ONNX Runtime takes them: those that are `taken` by the graph."""
+    return {key: value.numpy() for key, value in zip(INPUTS[name], call.inputs, strict=True) if key in taken}
 
 
 def _two(value: Tensor) -> Tensor:

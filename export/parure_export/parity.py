@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from parure.components import ComponentRunner, Stopwatch
 from parure.errors import ExportError
-from parure.executor import Array, Arrays, Executor
+from parure.executor import Array, Arrays, Executor, wanted_outputs
 from parure.loop import LoopOptions, Noise, Ornament, Person, denoise
 from parure.manifest import Component, ComponentParity, Manifest, Parity, Precision, TrajectoryStep
+from parure.modes import SHALLOW_UNET
 from parure.onnx_executor import open_session
 from parure.solver import SolverTable
 from parure_export.model import Components
-from parure_export.onnx_export import INPUTS, OUTPUTS, Call
+from parure_export.model.storage import in_float32
+from parure_export.onnx_export import Call, session_inputs
 from parure_export.reference_loop import LoopInputs, LoopState, decode, reference_loop
 from parure_export.samples import one
 
@@ -62,15 +65,36 @@ def capture(components: Components, inputs: LoopInputs, scheduler: Any, steps: i
     """
     calls: dict[str, list[Call]] = defaultdict(list)
 
-    def observe(name: str, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[name].append(Call(tuple(a.detach() for a in arguments), output.detach()))
+    def observe(name: str, arguments: tuple[Tensor, ...], *outputs: Tensor) -> None:
+        calls[name].append(Call(tuple(a.detach() for a in arguments), *(output.detach() for output in outputs)))
 
     states = list(reference_loop(components, inputs, scheduler, steps, observe=observe))
     picture = decode(components, states[-1].latents)
     observe("vae_decoder", (states[-1].latents,), picture)
     of_ornament = calls["reference_net"][0::2]
+    if components.unet_shallow is not None:
+        calls[SHALLOW_UNET] = list(_shallow_calls(components.unet_shallow, calls["unet"]))
     cacheable = all(torch.equal(call.output, of_ornament[0].output) for call in of_ornament)
     return Capture(calls, states, cacheable)
+
+
+@torch.no_grad()
+def _shallow_calls(module: nn.Module, whole: Sequence[Call]) -> Iterator[Call]:
+    """Calls of the shallow U-Net as fast modes make them: each on the deep features of the call before.
+
+    On those of the same call it has to give what the whole U-Net gave; raises `ExportError` where it does not.
+    """
+    with in_float32(module):
+        for before, call in pairwise([whole[0], *whole]):
+            if before.deep is None or call.deep is None:
+                raise ExportError("the U-Net gives no deep features beside its output; export without --deep-reuse")
+            error = relative_error(module(*call.inputs, call.deep).numpy(), call.output.numpy())
+            if not error <= TOLERANCES[Precision.FP32].component:
+                raise ExportError(
+                    f"the outer blocks of the U-Net differ by {error:.1e} (relative) from the whole of it on its own "
+                    "deep features: it is not built as deep reuse expects; export without --deep-reuse"
+                )
+            yield Call((*call.inputs, before.deep), module(*call.inputs, before.deep))
 
 
 def check_same_loop(captured: Capture, other: Iterable[LoopState]) -> None:
@@ -134,11 +158,11 @@ class GraphExecutor:
         self._literal = literal
         self._sessions: dict[str, Any] = {}
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         if component not in self._sessions:
             cores = len(os.sched_getaffinity(0))
             self._sessions[component] = open_session(self._graphs[component], cores, literal=self._literal)
-        names = [tensor.name for tensor in self.manifest.component(component).outputs]
+        names = [tensor.name for tensor in wanted_outputs(self.manifest.component(component), wanted)]
         return dict(zip(names, self._sessions[component].run(names, dict(inputs)), strict=True))
 
     def close(self) -> None:
@@ -170,11 +194,13 @@ def component_parity(
     Raises `ExportError` beyond `tolerance`.
     """
     worst, samples = 0.0, 0
+    taken = {tensor.name for tensor in run.manifest.component(name).inputs}
     for call in calls:
         for batch in {1, min(max_batch, len(call.output))}:
-            inputs = {k: v[:batch].numpy() for k, v in zip(INPUTS[name], call.inputs, strict=True)}
-            output = run.run(name, inputs)[OUTPUTS[name]]
-            worst = max(worst, relative_error(output, call.output[:batch].numpy()))
+            inputs = {key: value[:batch] for key, value in session_inputs(name, call, taken).items()}
+            outputs = run.run(name, inputs)
+            for key, expected in call.outputs(name).items():
+                worst = max(worst, relative_error(outputs[key], expected[:batch].numpy()))
             samples += batch
     if not worst <= tolerance:
         raise ExportError(

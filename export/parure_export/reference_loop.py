@@ -42,7 +42,7 @@ class LoopState:
     predicted_mask: Tensor
 
 
-Observer = Callable[[str, tuple[Tensor, ...], Tensor], None]
+Observer = Callable[..., None]  # component, arguments, output, and the deep features where a U-Net gives them
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def reference_loop(
     *,
     alpha: Callable[[int, int], float] = lambda k, count: k / (count - 1) if count > 1 else 0.0,
     guidance: float = 1.0,
-    observe: Observer = lambda component, arguments, output: None,
+    observe: Observer = lambda component, arguments, *outputs: None,
 ) -> Iterator[LoopState]:
     """Denoise with a diffusers `scheduler`; `observe` sees every component call with its tensors.
 
@@ -65,9 +65,10 @@ def reference_loop(
     def run(name: str, *arguments: Tensor) -> Tensor:
         module = getattr(components, name)
         with in_float32(module):
-            output: Tensor = module(*arguments)
-        observe(name, arguments, output)
-        return output
+            given = module(*arguments)
+        outputs: tuple[Tensor, ...] = given if isinstance(given, tuple) else (given,)
+        observe(name, arguments, *outputs)
+        return outputs[0]
 
     set_run(scheduler, steps)
     timesteps = scheduler.timesteps

@@ -4,10 +4,11 @@
     ├── InputError                   exit code 2: the caller's input; nothing was attempted
     │   ├── ImageError               a picture that cannot be read safely
     │   ├── BoxError                 a box that does not fit its photo
-    │   ├── RequestError             steps, solver, guidance, seed
+    │   ├── RequestError             steps, solver, guidance, mode, seed
     │   │   └── SolverError          a run that a solver does not have, a scheduler it cannot express
     │   ├── CheckpointError          a checkpoint folder that is incomplete or unsafe
-    │   └── BundleError              a bundle that is missing, incomplete or altered
+    │   ├── BundleError              a bundle that is missing, incomplete or altered
+    │   └── RecordError              a benchmark's record that is missing, foreign or of another version
     ├── ExportError                  export could not keep its promise (parity, unsupported module)
     ├── EngineError                  a TensorRT engine that cannot be opened, refitted or run
     ├── ServerError                  something about an inference server
@@ -47,7 +48,7 @@ class BoxError(InputError):
 
 
 class RequestError(InputError):
-    """A parameter of a request (steps, solver, guidance, seed) is out of range."""
+    """A parameter of a request (steps, solver, guidance, mode, seed) is out of range."""
 
 
 class SolverError(RequestError):
@@ -60,6 +61,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle is missing, incomplete, altered, or of another schema version."""
+
+
+class RecordError(InputError):
+    """A record of `parure bench` is missing, empty, foreign, or of another schema version."""
 
 
 class ExportError(ParureError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parure.manifest import Manifest
+from parure.manifest import Component, Manifest, TensorSpec
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
@@ -30,12 +30,18 @@ class Executor(Protocol):
     def name(self) -> str:
         """How components are reached: `onnxruntime`, `triton-grpc`, `triton-http`."""
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         """Run one component on a batch.
 
-        `inputs` holds every input of the component, [B, ...] each, in the manifest's types. Raises
+        `inputs` holds every input of the component, [B, ...] each, in the manifest's types. `wanted` names the outputs
+        to return, None: all; what is not wanted crosses no process border. Raises
         `ServerError` when a server fails and `InvalidReply` when an output is not what the manifest says.
         """
 
     def close(self) -> None:
         """Release what this executor holds; it cannot be used afterwards."""
+
+
+def wanted_outputs(component: Component, wanted: Collection[str] | None) -> tuple[TensorSpec, ...]:
+    """The outputs that a call of `component` returns, in the manifest's order."""
+    return tuple(tensor for tensor in component.outputs if wanted is None or tensor.name in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -35,6 +35,7 @@ class Made:
     latents: FloatArray
     seconds: dict[str, float]
     calls: dict[str, int]
+    spared: dict[str, int] = field(default_factory=dict)
     wire: Wire = field(default_factory=Wire)
 
 
@@ -58,8 +59,16 @@ class Loop(Protocol):
     def manifest(self) -> Manifest: ...
 
     @property
+    def identity(self) -> str:
+        """Of the bundle, as `Executor.identity`."""
+
+    @property
     def name(self) -> str:
         """How it is reached, as `Executor.name`."""
+
+    @property
+    def identity(self) -> str:
+        """Of the bundle that it runs."""
 
     def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """A picture, step by step; closing the iterator gives it up. `preview` None: only the last step matters."""
@@ -87,8 +96,12 @@ class LocalLoop:
 
     place: Literal["client", "server"] = "client"
 
-    def __init__(self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None) -> None:
+    def __init__(
+        self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None, *, joined: bool = False
+    ) -> None:
+        """`joined` as in `LoopOptions`: it belongs to the executor, which gains from it or does not."""
         self.executor = executor
+        self._joined = joined
         self.ornaments = OrnamentCache() if ornaments is None else ornaments
         self._solvers = solvers
 
@@ -97,8 +110,16 @@ class LocalLoop:
         return self.executor.manifest
 
     @property
+    def identity(self) -> str:
+        return self.executor.identity
+
+    @property
     def name(self) -> str:
         return self.executor.name
+
+    @property
+    def identity(self) -> str:
+        return self.executor.identity
 
     def run(
         self, request: Request, preview: Preview | None, watch: Stopwatch | None = None
@@ -109,8 +130,9 @@ class LocalLoop:
         ornament = self._ornament(run, request)
         person = self._person(run, request)
         noise = Noise.draw(request.seed, table, person.masked_latents.shape)
+        options = replace(request.options, joined=self._joined)
         masks: list[FloatArray] = []
-        for step in denoise(run, person, ornament, table, noise, request.options):
+        for step in denoise(run, person, ornament, table, noise, options):
             masks.append(step.predicted_mask[0, 0])
             picture = self._preview(run, step, preview)
             if step.index + 1 < step.count:
@@ -186,6 +208,7 @@ def _made(run: ComponentRunner, person: Person, last: Step, masks: FloatArray) -
         latents=last.latents,
         seconds={part: sum(values) for part, values in run.watch.seconds.items()} | {"total": run.watch.total()},
         calls={part: len(values) for part, values in run.watch.seconds.items()},
+        spared=dict(run.watch.spared),
         wire=run.watch.meter.wire,
     )
 

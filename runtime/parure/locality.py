@@ -12,6 +12,7 @@ import numpy as np
 
 from parure.errors import InputError
 from parure.manifest import Manifest, TensorSpec
+from parure.modes import DEEP_OUTPUT, SHALLOW_UNET
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LoopCost:
 
 
 def client_loop_cost(manifest: Manifest, steps: int | None = None, guidance: float | None = None) -> LoopCost:
-    """What one picture costs with a new ornament and a mask that changes at every step.
+    """What one picture costs in exact mode, with a new ornament and a mask that changes at every step.
 
     `steps` and `guidance` default to the bundle's.
     """
@@ -40,11 +41,12 @@ def client_loop_cost(manifest: Manifest, steps: int | None = None, guidance: flo
     count = loop.default_steps if steps is None else steps
     guided = (loop.default_guidance if guidance is None else guidance) != 1.0
     calls = {"vae_encoder": 2, "reference_net": 1 + count, "mask_head": count, "unet": count * (1 + guided)}
+    calls |= {SHALLOW_UNET: 0}
     sent = received = features = 0
     for component in manifest.components:
         times = calls.get(component.name, 1)
         sent += times * sum(map(_bytes, component.inputs))
-        received += times * sum(map(_bytes, component.outputs))
+        received += times * sum(_bytes(t) for t in component.outputs if t.name != DEEP_OUTPUT)
         both = (*component.inputs, *component.outputs)
         features += times * sum(_bytes(t) for t in both if t.shape == (manifest.features.length,))
     return LoopCost(count, sent, received, features)

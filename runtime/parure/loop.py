@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from parure.components import ComponentRunner
+from parure.denoiser import Guided, WearingMask
 from parure.executor import FloatArray
+from parure.modes import EXACT, Mode
 from parure.solver import SolverState, SolverTable
 
 
@@ -30,6 +32,11 @@ class Ornament:
         """What the unconditional pass of guidance sees: zeros for both."""
         return Ornament(_zeros(self.tokens), _zeros(self.features))
 
+    def beside(self, other: Ornament) -> Ornament:
+        """Both as one batch."""
+        pairs = ((self.tokens, other.tokens), (self.features, other.features))
+        return Ornament(*(np.concatenate(pair) for pair in pairs))
+
 
 @dataclass(frozen=True)
 class Person:
@@ -38,13 +45,22 @@ class Person:
     masked_latents: FloatArray
     box_mask: FloatArray
 
+    def twice(self) -> Person:
+        """As a batch of two."""
+        return Person(*(np.concatenate([array, array]) for array in (self.masked_latents, self.box_mask)))
+
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0)."""
+    """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0); `mode` may skip work.
+
+    `joined`: both passes of guidance in one U-Net call of batch 2, which computes the same up to rounding.
+    """
 
     guidance: float = 1.0
     mask_loop: bool = True
+    mode: Mode = EXACT
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,36 +108,17 @@ def denoise(
 ) -> Iterator[Step]:
     """Run the loop from noise to latents, a `Step` at a time. What the consumer does changes nothing."""
     solver = SolverState(table, noise.start)
-    M_box, f_o = person.box_mask, ornament.features
-    absent = ornament.absent() if options.guidance != 1.0 else None
-    alpha = ramp(len(table.timesteps)) * np.float32(options.mask_loop)
-    M_pred, M_seen, f_m = M_box, None, None
+    count = len(table.timesteps)
+    alpha = ramp(count) * np.float32(options.mask_loop)
+    reference, unet = WearingMask(run, person, ornament, options.mode), Guided(run, person, ornament, options)
+    M_box = M_pred = person.box_mask
     for k, timestep in enumerate(table.timesteps):
         M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
-        if M_seen is None or not np.array_equal(M, M_seen):  # f_m and M_pred change only when M changes
-            f_m = run.reference_net(person.masked_latents, M, ornament.tokens)
-            M_pred = run.mask_head(f_m, f_o, M)  # Eq. 3
-            M_seen = M
-        assert f_m is not None
-        z = solver.model_input(k)
-        eps = _guided(run, z, person, M, timestep, ornament, absent, f_m, options.guidance)
+        f_m, M_pred = reference(k, count, M, M_pred)  # Eq. 3
+        eps = unet(k, count, solver.model_input(k), timestep, M, f_m)
         denoised = solver.denoised(k, eps)
         solver.step(k, eps, noise.at(k))
-        yield Step(k, len(table.timesteps), solver.sample, denoised, M, M_pred)
-
-
-def _guided(
-    run: ComponentRunner, z: FloatArray, person: Person, M: FloatArray, timestep: np.float32,
-    ornament: Ornament, absent: Ornament | None, f_m: FloatArray, guidance: float,
-) -> FloatArray:  # fmt: skip
-    """eps, or eps_u + g (eps_c - eps_u), where the unconditional pass sees the ornament `absent`."""
-    t = np.full(1, timestep, np.float32)
-    z_m = person.masked_latents
-    eps = run.unet(z, z_m, M, t, ornament.tokens, ornament.features, f_m)
-    if absent is None:
-        return eps
-    eps_u = run.unet(z, z_m, M, t, absent.tokens, absent.features, f_m)
-    return eps_u + np.float32(guidance) * (eps - eps_u)
+        yield Step(k, count, solver.sample, denoised, M, M_pred)
 
 
 def _zeros(like: FloatArray) -> FloatArray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from parure.bundle import Bundle
 from parure.errors import InputError, InvalidReply
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Manifest, Precision
 
 
@@ -33,7 +34,7 @@ class OnnxExecutor:
     def identity(self) -> str:
         return self.bundle.identity
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         session = self._sessions.get(component)
         if session is None:
             if self.manifest.precision is Precision.BF16:
@@ -44,7 +45,7 @@ class OnnxExecutor:
             session = self._sessions[component] = open_session(
                 self.bundle.graph(component), self._threads, literal=self._literal
             )
-        outputs = [tensor.name for tensor in self.manifest.component(component).outputs]
+        outputs = [tensor.name for tensor in wanted_outputs(self.manifest.component(component), wanted)]
         return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from parure.geometry import Box, Region, crop_region
 from parure.image import Mask, Pixels, Source, load_image, load_mask
 from parure.loop import LoopOptions
 from parure.manifest import Geometry, Manifest
+from parure.modes import Mode, read_mode
 
 SEED_LIMIT = 2**64
 
@@ -36,6 +37,7 @@ class Asked:
     guidance: float | None = None
     mask_loop: bool = True
     photo_size: tuple[int, int] | None = None
+    mode: str | Mode | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def read_request(asked: Asked, manifest: Manifest) -> Request:
     _check_guidance(guidance, loop.guidance)
     if isinstance(asked.seed, bool) or not isinstance(asked.seed, int) or not 0 <= asked.seed < SEED_LIMIT:
         raise RequestError(f"seed is {asked.seed!r}; expected a whole number from 0 to 2**64 - 1")
+    mode = read_mode(asked.mode, manifest)
     box = _as_box(asked.box)
     photo = load_image(asked.photo, subject="photo")
     ornament = load_image(asked.ornament, subject="ornament")
@@ -87,7 +90,7 @@ def read_request(asked: Asked, manifest: Manifest) -> Request:
         solver=solver,
         steps=steps,
         seed=asked.seed,
-        options=LoopOptions(guidance, asked.mask_loop),
+        options=LoopOptions(guidance, asked.mask_loop, mode),
     )
 
 

@@ -101,6 +101,10 @@ class ServerLoop:
     def name(self) -> str:
         return self._executor.name
 
+    @property
+    def identity(self) -> str:
+        return self._executor.identity
+
     def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """As `Loop.run`; the deadline covers the whole picture, waiting included."""
         if preview not in (None, "none") and not self._calls.streams:

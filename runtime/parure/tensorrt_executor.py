@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from parure.bundle import Bundle
 from parure.engine import EngineRecord, open_record, plans, verify_plan
 from parure.errors import InputError
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.host import Gpu, gpus
 from parure.manifest import Manifest
 from parure.preflight import misfit
@@ -45,7 +45,7 @@ class TensorRtExecutor:
     def identity(self) -> str:
         return self.bundle.identity
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         """As `Executor.run`, on the engine whose range holds the batch and whose optimum is nearest to it."""
         batch = len(next(iter(inputs.values())))
         plan = route(component, self._engines[component], batch)
@@ -54,8 +54,8 @@ class TensorRtExecutor:
                 record = verify_plan(plan, self.bundle)
                 self._runners[plan] = self._open_plan(plan, record, self.bundle.graph(component))
             outputs = self._runners[plan].infer(inputs)
-            names = [tensor.name for tensor in self.manifest.component(component).outputs]
-            return {name: outputs[name].copy() for name in names}
+            chosen = wanted_outputs(self.manifest.component(component), wanted)
+            return {tensor.name: outputs[tensor.name].copy() for tensor in chosen}
 
     def close(self) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +21,7 @@ from parure.errors import (
     ServerError,
     ServerUnavailable,
 )
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import MANIFEST_NAME, Component, Manifest, TensorSpec
 from parure.shared_tensors import SharedMemory, SharedTensors
 from parure.solver import Solver
@@ -81,15 +81,16 @@ class TritonExecutor:
     def name(self) -> str:
         return self._transport.name
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         """As `Executor.run`; raises `InputError` for inputs that are not what the manifest says."""
         spec = self._components.get(component) or self.manifest.component(component)
         batch = _check_inputs(spec, inputs, self.manifest.max_batch)
         arrays = {t.name: inputs[t.name] if t.shape else inputs[t.name].reshape(-1, 1) for t in spec.inputs}
-        sizes = {t.name: batch * wire_bytes(t) for t in spec.outputs}
-        reply = self._infer(component, arrays, sizes)
+        chosen = wanted_outputs(spec, wanted)
+        sizes = {t.name: batch * wire_bytes(t) for t in chosen}
+        reply = self._infer(component, arrays, sizes, chosen != spec.outputs)
         subject = f"{component} on {self.url}"
-        return {t.name: decoded(reply.get(t.name), t, batch, subject) for t in spec.outputs}
+        return {t.name: decoded(reply.get(t.name), t, batch, subject) for t in chosen}
 
     def solver(self, name: str) -> Solver:
         """The solver `name` of the manifest; its grid comes from the server and is verified."""
@@ -124,13 +125,20 @@ class TritonExecutor:
     ) -> None:
         self.close()
 
-    def _infer(self, model: str, inputs: Arrays, outputs: Mapping[str, int] | None = None) -> dict[str, Array]:
-        """`outputs`: the bytes of each, where they are known; only then may they lie in shared memory."""
+    def _infer(
+        self, model: str, inputs: Arrays, outputs: Mapping[str, int] | None = None, some: bool = False
+    ) -> dict[str, Array]:
+        """`outputs`: the bytes of each, where they are known; only then may they lie in shared memory.
+
+        `some`: the model has more of them, which are not asked for.
+        """
         if self._closed:
             raise ServerError(f"the executor for {self.url} is closed; open a new one")
         if self._shared is not None and outputs is not None:
             return self._shared.infer(model, inputs, outputs)
         with translated(f"model {model!r} at {self.url}", self._deadline):
+            if outputs is not None and some:
+                return self._transport.infer(model, inputs, write=dict.fromkeys(outputs))
             return self._transport.infer(model, inputs)
 
     def _fetch(self, name: str) -> bytes:

@@ -20,6 +20,7 @@ from parure.geometry import Box, Region, region_alpha
 from parure.image import Pixels, Source
 from parure.local_loop import LocalLoop, Loop, Made, Preview, Seen, Solvers
 from parure.manifest import Geometry, Manifest
+from parure.modes import Mode
 from parure.request import Asked, Request, read_request
 from parure.solver import Solver
 from parure.wire import Timings, Wire
@@ -27,7 +28,7 @@ from parure.wire import Timings, Wire
 if TYPE_CHECKING:
     from parure.shared_tensors import SharedMemory
 
-Backend = Literal["onnxruntime", "tensorrt"]
+Backend = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
 Where = Literal["server", "client"]
 
 
@@ -39,7 +40,7 @@ class Result:
     predicted wearing mask at the photo's size (mode L); `crop`: the model's own square picture, float32
     [S, S, 3] in 0..1; `masks`: the predicted mask after every step, float32 [K, s, s]; `timings`: seconds by
     part, with `total`, and in `timings.wire` bytes sent to and received from a server; `region`: the square of the
-    photo that the model saw.
+    photo that the model saw; `mode`: how the loop ran; `calls` of every part, and those that the mode `spared`.
 
     Where the loop ran on a server, `crop`, and `masks` before the last one, were rounded to 8 bits on their way.
     """
@@ -53,6 +54,8 @@ class Result:
     region: Region
     timings: Timings
     calls: dict[str, int]
+    mode: Mode
+    spared: dict[str, int]
 
     @property
     def wire(self) -> Wire:
@@ -84,6 +87,11 @@ class TryOn:
     def manifest(self) -> Manifest:
         return self.loop.manifest
 
+    @property
+    def identity(self) -> str:
+        """The identity of the bundle, wherever it runs."""
+        return self.loop.identity
+
     def __call__(
         self,
         photo: Source,
@@ -96,14 +104,16 @@ class TryOn:
         solver: str | None = None,
         guidance: float | None = None,
         mask_loop: bool = True,
+        mode: str | Mode | None = None,
     ) -> Result:
         """Put `ornament` onto `photo` inside `box` = (left, top, right, bottom), in photo pixels.
 
         Pictures are paths, bytes, PIL images or uint8 arrays [H, W, 3]. `steps`, `solver` and `guidance`
-        default to what the bundle says. `mask_loop=False` keeps the box as the mask (alpha = 0 in Eq. 2).
+        default to what the bundle says. `mask_loop=False` keeps the box as the mask (alpha = 0 in Eq. 2). `mode` is
+        exact unless another is asked for, by name or by settings: docs/fast-modes.md.
         Raises `ImageError`, `BoxError`, `RequestError` before any work; `ServerError` where a server fails.
         """
-        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
+        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop, mode=mode)
         request = read_request(asked, self.manifest)
         for progress in self._progress(request, self.loop.run(request, None)):
             if progress.result is not None:
@@ -122,6 +132,7 @@ class TryOn:
         solver: str | None = None,
         guidance: float | None = None,
         mask_loop: bool = True,
+        mode: str | Mode | None = None,
         preview: Preview = "latents",
     ) -> Iterator[Progress]:
         """As calling the object, one `Progress` per step; the last carries the result, equal to the call's.
@@ -129,7 +140,7 @@ class TryOn:
         `preview`: `latents` projects latents to colours (s x s, nearly free), `decode` runs the VAE decoder.
         Closing the iterator gives the picture up.
         """
-        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop)
+        asked = Asked(photo, ornament, box, ornament_mask, steps, seed, solver, guidance, mask_loop, mode=mode)
         request = read_request(asked, self.manifest)
         return self._progress(request, self.loop.run(request, preview))
 
@@ -172,6 +183,8 @@ def compose(request: Request, made: Made, geometry: Geometry) -> Result:
         region=request.region,
         timings=Timings(made.seconds | {"compose": spent, "total": made.seconds["total"] + spent}, made.wire),
         calls=made.calls | {"compose": 1},
+        mode=request.options.mode,
+        spared=made.spared,
     )
 
 
@@ -181,6 +194,7 @@ def open_tryon(
     deadline: float = 60.0,
     threads: int | None = None,
     backend: Backend = "onnxruntime",
+    join_guidance: bool = False,
     loop: Where | None = None,
     shared_memory: bool | SharedMemory = False,
     allow_wire_features: bool = False,
@@ -189,8 +203,9 @@ def open_tryon(
 
     `loop` says where the loop runs: on the `server`, one request per picture (the default where the server has the
     model for it), or at the `client`, one request per component call. `deadline` bounds each of these requests, in
-    seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime
-    on its graphs, or TensorRT on its engines.
+    seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime or
+    OpenVINO on its graphs (`openvino-bf16` rounds inside, where the CPU has bf16), or TensorRT on its engines.
+    `join_guidance` runs both passes of guidance in-process as one batch of two, which computes the same up to rounding.
 
     For the client loop: `shared_memory` keeps large tensors off the wire to a server of this host that allows it, and
     `allow_wire_features` says that they may cross the network to a server elsewhere. Raises `BundleError` for a bundle
@@ -198,6 +213,8 @@ def open_tryon(
     go together, and for a client loop with a server elsewhere without that consent.
     """
     if "://" in str(source):
+        if join_guidance:
+            raise InputError(f"{source} is a server, which forms its batches itself; leave join_guidance out")
         from parure.server_loop import open_remote
 
         return TryOn(open_remote(str(source), deadline, loop, shared_memory, allow_wire_features))
@@ -208,16 +225,26 @@ def open_tryon(
             "leave it out"
         )
     bundle = Bundle.open(source)
+    if join_guidance and bundle.manifest.max_batch < 2:
+        raise InputError(f"{source} takes no batch of two; export it with --max-batch 2, or leave join_guidance out")
+    return TryOn(LocalLoop(open_executor(bundle, threads, backend), solvers_of(bundle), joined=join_guidance))
+
+
+def solvers_of(bundle: Bundle) -> Solvers:
     specs = {spec.name: spec for spec in bundle.manifest.solvers}
-    solvers = Solvers(lambda name: Solver.load(specs[name], bundle.root))
-    return TryOn(LocalLoop(_in_process(bundle, threads, backend), solvers))
+    return Solvers(lambda name: Solver.load(specs[name], bundle.root))
 
 
-def _in_process(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:
+def open_executor(bundle: Bundle, threads: int | None, backend: Backend) -> Executor:
+    """What runs the components of `bundle` in this process."""
     if backend == "tensorrt":
         from parure.tensorrt_executor import TensorRtExecutor
 
         return TensorRtExecutor(bundle)
+    if backend.startswith("openvino"):
+        from parure.openvino_executor import OpenVinoExecutor
+
+        return OpenVinoExecutor(bundle, threads=threads, hint="bf16" if backend == "openvino-bf16" else "f32")
     from parure.onnx_executor import OnnxExecutor
 
     return OnnxExecutor(bundle, threads=threads)

@@ -23,6 +23,7 @@ from parure.geometry import downsample_mask
 from parure.image import MAX_BYTES, Pixels, load_image, load_mask
 from parure.local_loop import Made, Preview, Seen, fitted_ornament
 from parure.manifest import Geometry
+from parure.modes import EXACT, Mode
 from parure.request import Asked, Request, encoded
 
 TRYON_MODEL = "tryon"
@@ -56,6 +57,7 @@ INPUTS = (
     WireTensor("solver", "BYTES", (1,), optional=True),
     WireTensor("guidance", "FP64", (1,), optional=True),
     WireTensor("mask_loop", "BOOL", (1,), optional=True),
+    WireTensor("mode", "BYTES", (1,), optional=True),
     WireTensor("stream", "BYTES", (1,), optional=True),
     WireTensor("result", "BYTES", (1,), optional=True),
     WireTensor("deadline", "FP64", (1,), optional=True),
@@ -95,6 +97,7 @@ def call_tensors(request: Request, preview: Preview | None, deadline: float, geo
         "solver": _text(request.solver),
         "guidance": np.array([request.options.guidance], np.float64),
         "mask_loop": np.array([request.options.mask_loop], np.bool_),
+        **({} if request.options.mode == EXACT else {"mode": _text(str(request.options.mode))}),
         "stream": _text(stream),
         "result": _text("crop"),
         "deadline": np.array([deadline], np.float64),
@@ -128,6 +131,7 @@ def read_call(inputs: Mapping[str, Array]) -> Call:
         guidance=float(one["guidance"]) if "guidance" in one else None,
         mask_loop=bool(one.get("mask_loop", True)),
         photo_size=None if size is None else (int(size[0]), int(size[1])),
+        mode=Mode.parse(_word(one["mode"])) if "mode" in one else None,
     )
     wanted = _choice(one, "result", get_args(Wanted), "photo" if size is None else "crop")
     if wanted == "photo" and size is not None:
@@ -154,7 +158,7 @@ def made_tensors(made: Made) -> dict[str, Array]:
 
 def timing_tensor(made: Made, queue: float) -> Array:
     seconds = {part: round(value, 6) for part, value in (made.seconds | {"queue": queue}).items()}
-    return _text(json.dumps({"seconds": seconds, "calls": made.calls}))
+    return _text(json.dumps({"seconds": seconds, "calls": made.calls, "spared": made.spared}))
 
 
 def read_seen(outputs: Mapping[str, Array], request: Request, geometry: Geometry) -> Seen:
@@ -181,7 +185,7 @@ def png(pixels: Pixels) -> Array:
 def _read_made(outputs: Mapping[str, Array], request: Request, geometry: Geometry) -> Made:
     crop = load_image(outputs["picture"].tobytes()).astype(np.float32) / np.float32(255)
     side = geometry.latent_size
-    masks = load_mask(outputs["masks"].tobytes()).reshape(request.steps, side, side).copy()
+    masks = load_mask(outputs["masks"].tobytes()).reshape(-1, side, side).copy()  # PNDM has a step more
     masks[-1] = outputs["mask_values"]
     if crop.shape[:2] != (geometry.size, geometry.size) or not np.isfinite(masks).all():
         raise ValueError(f"a picture of {list(crop.shape)}, expected {[geometry.size] * 2}, and a finite mask")
@@ -193,6 +197,7 @@ def _read_made(outputs: Mapping[str, Array], request: Request, geometry: Geometr
         latents=outputs["latents"][None],
         seconds=told["seconds"],
         calls=told["calls"],
+        spared=told.get("spared", {}),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import parure
-from parure.errors import BoxError, ImageError, RequestError
+from parure.errors import BoxError, ImageError, InputError, RequestError
 from parure.image import Pixels
 
 BOX = (30.0, 40.0, 70.0, 75.0)
@@ -92,6 +92,18 @@ def test_timings_name_every_part(tryon: parure.TryOn, photo: Pixels, ornament: P
 
 def test_guidance_calls_the_unet_twice_a_step(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
     assert tryon(photo, ornament, BOX, steps=2, guidance=2).calls["unet"] == 4
+
+
+def test_joined_guidance_computes_the_same_in_half_the_calls(
+    tryon: parure.TryOn, tiny_bundle: Path, photo: Pixels, ornament: Pixels
+) -> None:
+    with parure.open(tiny_bundle, threads=1, join_guidance=True) as joining:
+        for mode in ("exact", "hold=2"):
+            joined, plain = (t(photo, ornament, BOX, steps=6, guidance=2.3, mode=mode) for t in (joining, tryon))
+            assert np.abs(joined.latents - plain.latents).max() <= 3e-4 * np.abs(plain.latents).max()
+            assert joined.calls["unet"] == 6
+    with pytest.raises(InputError, match="forms its batches itself"):
+        parure.open("grpc://127.0.0.1:1", join_guidance=True)
 
 
 def test_an_ornament_mask_changes_what_is_seen(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:

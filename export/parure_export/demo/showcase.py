@@ -15,6 +15,7 @@ from parure.errors import BundleError
 from parure.geometry import Box
 from parure.image import Pixels, save_png
 from parure.manifest import MANIFEST_NAME
+from parure.modes import has_deep
 from parure.pictures import Row, contact_sheet, mask_strip, outlined
 from parure.tryon import Result, TryOn, Where, open_tryon
 from parure_export.checkpoint import checkpoint_hash
@@ -86,14 +87,15 @@ def run_demo(
 
 
 def prepared_bundle(path: Path, say: Say) -> Path:
-    """The demo checkpoint's bundle at `path`; exported unless a whole one of this very checkpoint is there."""
+    """The demo checkpoint's bundle at `path`, for fast modes too; exported unless a whole one of it is there."""
     try:
-        if Bundle.open(path).manifest.checkpoint_sha256 == checkpoint_hash(CHECKPOINT):
+        manifest = Bundle.open(path).manifest
+        if manifest.checkpoint_sha256 == checkpoint_hash(CHECKPOINT) and has_deep(manifest):
             say(f"bundle {path} is there already")
             return path
     except BundleError:
         pass
-    export_bundle(CHECKPOINT, path, force=True, progress=say)
+    export_bundle(CHECKPOINT, path, deep_reuse=True, force=True, progress=say)
     return path
 
 

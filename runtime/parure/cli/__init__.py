@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -24,6 +24,8 @@ COMMANDS = {
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
     "batch": ("parure.cli.batch", "A table of pictures to make, on any number of servers."),
     "evaluate": ("parure.cli.evaluate", "Measure a bundle on held-out triplets."),
+    "bench": ("parure.cli.bench", "How fast, against whom, and how near the limit."),
+    "plan": ("parure.cli.plan", "How many GPUs for a rate and a p99, and with which settings."),
     "demo": ("parure.cli.demo", "The whole way, end to end, on real input."),
 }
 
@@ -31,21 +33,26 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Knows its subcommands by name; a subcommand's module is imported when it is called or asked for help."""
 
+    def __init__(self, modules: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        """`modules`: by subcommand, the module whose `command` it is, and what it does in one line."""
+        super().__init__(**attributes)
+        self.modules = modules
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.modules)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self.modules:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        command: click.Command = importlib.import_module(self.modules[name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.modules.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="parure", prog_name="parure")
 def cli() -> None:
     """Takes a trained diffusion try-on model to production."""

@@ -25,6 +25,7 @@ from parure.manifest import Precision
     show_default=True,
     help="Projected: ReferenceNet gives keys and values; less work a step, twice the bytes.",
 )
+@click.option("--deep-reuse", is_flag=True, help="Add what fast modes need to reuse deep features of the U-Net.")
 @click.option("--entry-point", metavar="MODULE:FUNCTION", help="Returns wrapped modules of your own classes.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 def command(
@@ -34,6 +35,7 @@ def command(
     max_batch: int,
     solvers: tuple[str, ...],
     features: Literal["raw", "projected"],
+    deep_reuse: bool,
     entry_point: str | None,
     force: bool,
 ) -> None:
@@ -57,6 +59,7 @@ def command(
             max_batch=max_batch,
             solvers=solvers,
             features=features,
+            deep_reuse=deep_reuse,
             entry_point=entry_point,
             force=force,
             progress=say,

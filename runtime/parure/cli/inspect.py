@@ -14,6 +14,7 @@ from parure.bundle import Bundle
 from parure.engine import open_record, plans
 from parure.errors import BundleError
 from parure.manifest import Manifest
+from parure.modes import has_deep
 
 
 @click.command("inspect")
@@ -64,7 +65,8 @@ def _print_summary(console: Console, bundle: Bundle) -> None:
     )
     console.print(
         f"loop: {loop.default_steps} steps of {loop.default_solver}, guidance {loop.guidance}, ornament features "
-        f"{'cached' if loop.ornament_features_cacheable else 'computed every time'}"
+        f"{'cached' if loop.ornament_features_cacheable else 'computed every time'}, deep features "
+        f"{'can be reused' if has_deep(m) else 'cannot be reused (parure export --deep-reuse)'}"
     )
     console.print("solvers: " + ", ".join(f"{s.name} (up to {s.max_steps})" for s in m.solvers))
     console.print("made with " + ", ".join(f"{name} {version}" for name, version in m.tools.items()))
@@ -74,14 +76,14 @@ def _components(manifest: Manifest, graphs: dict[str, Any], kept: dict[str, Any]
     table = Table("component", "parameters", "GFLOP", "MB", "kept in fp32", "inputs -> output, one sample")
     for c in manifest.components:
         tensors = ", ".join(f"{t.name} {t.dtype.removeprefix('float')} {list(t.shape)}" for t in c.inputs)
-        out = c.outputs[0]
+        outputs = ", ".join(f"{t.name} {t.dtype.removeprefix('float')} {list(t.shape)}" for t in c.outputs)
         table.add_row(
             c.name,
             f"{c.parameters / 1e6:.2f} M",
             f"{c.flops / 1e9:.2f}",
             f"{graphs[c.name]['bytes'] / 1e6:.1f}" if c.name in graphs else "",
             f"{len(kept[c.name])} nodes" if c.name in kept else "",
-            f"{tensors} -> {out.name} {out.dtype.removeprefix('float')} {list(out.shape)}",
+            f"{tensors} -> {outputs}",
         )
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -30,13 +31,15 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--solver", help="Solver by name [default: the bundle's].")
 @click.option("--guidance", type=float, help="Guidance scale; 1 switches it off [default: the bundle's].")
+@click.option("--mode", help="exact, or a fast mode by name or settings: docs/fast-modes.md [default: exact].")
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(get_args(Backend)),
     default="onnxruntime",
     show_default=True,
     help="What runs a bundle in this process.",
 )
+@click.option("--join-guidance", is_flag=True, help="Both passes of guidance as one batch, in this process.")
 @click.option(
     "--loop",
     type=click.Choice(["server", "client"]),
@@ -48,8 +51,8 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
-    seed: int, solver: str | None, guidance: float | None, deadline: float, backend: Backend, loop: Where | None,
-    shared_memory: bool, allow_wire_features: bool, as_json: bool,
+    seed: int, solver: str | None, guidance: float | None, mode: str | None, deadline: float, backend: Backend,
+    join_guidance: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -61,12 +64,13 @@ def command(
         source,
         deadline=deadline,
         backend=backend,
+        join_guidance=join_guidance,
         loop=loop,
         shared_memory=shared_memory,
         allow_wire_features=allow_wire_features,
     ) as tryon:
         result = _run_with_progress(
-            tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, quiet=as_json
+            tryon, photo, ornament, parsed, ornament_mask, steps, seed, solver, guidance, mode, quiet=as_json
         )
         transport, place = tryon.loop.name, tryon.loop.place
     paths = {name: out / f"{name}.png" for name in ("picture", "mask", "strip")}
@@ -78,8 +82,10 @@ def command(
         "transport": transport,
         "loop": place,
         "steps": len(result.masks),
+        "mode": str(result.mode),
         "seconds": {part: round(seconds, 4) for part, seconds in result.timings.items()},
         "calls": result.calls,
+        "spared": result.spared,
         "wire_bytes": asdict(result.wire),
     }
     click.echo(json.dumps(report, indent=2) if as_json else _summary(report))
@@ -87,14 +93,14 @@ def command(
 
 def _run_with_progress(
     tryon: TryOn, photo: str, ornament: str, box: Box, ornament_mask: str | None, steps: int | None, seed: int,
-    solver: str | None, guidance: float | None, *, quiet: bool,
+    solver: str | None, guidance: float | None, mode: str | None, *, quiet: bool,
 ) -> Result:  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         task = bar.add_task("denoise", total=None)
         for progress in tryon.stream(
             photo, ornament, box, ornament_mask=ornament_mask, steps=steps, seed=seed, solver=solver,
-            guidance=guidance, preview="none",
+            guidance=guidance, mode=mode, preview="none",
         ):  # fmt: skip
             bar.update(task, total=progress.steps, completed=progress.step)
             if progress.result is not None:
@@ -109,6 +115,10 @@ def _summary(report: dict[str, object]) -> str:
     parts = sorted(((p, s) for p, s in seconds.items() if p != "total"), key=lambda item: -item[1])
     lines = [f"{name:8} {report[name]}" for name in ("picture", "mask", "strip")]
     lines.append(f"{total:.2f} s over {report['transport']}: " + ", ".join(f"{p} {s:.2f}" for p, s in parts))
+    if report["spared"]:
+        assert isinstance(report["spared"], dict)
+        spared = ", ".join(f"{count} of {part}" for part, count in report["spared"].items())
+        lines.append(f"mode {report['mode']} did without {spared}")
     wire = report["wire_bytes"]
     assert isinstance(wire, dict)
     if any(wire.values()):

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from parure.modes import PRESETS
 from parure_triton.loop_model import meeting as module
-from parure_triton.loop_model.meeting import Meeting
+from parure_triton.loop_model.meeting import Meeting, Meetings
 
 
 def test_a_picture_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +67,12 @@ def test_small_components_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
         pass
     with meeting.call("mask_head", "one"):
         pass
+
+
+def test_pictures_of_one_mode_meet_and_those_of_others_do_not() -> None:
+    meetings = Meetings()
+    assert meetings.of("fast") is meetings.of("fast") is not meetings.of("exact")
+    own = meetings.of("deep=7")
+    assert meetings.of("deep=7") is own
+    del own
+    assert set(meetings._meetings) == set(PRESETS)  # a caller's own settings leave nothing behind

@@ -45,9 +45,13 @@ class FakeResponse:
 class FakeRequest:
     arrays: dict[str, Any]
     cancelled: bool = False
+    wanted: tuple[str, ...] = ("noise",)
 
     def is_cancelled(self) -> bool:
         return self.cancelled
+
+    def requested_output_names(self) -> list[str]:
+        return list(self.wanted)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 from parure.errors import Cancelled, ServerError, ServerUnavailable
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Component, Manifest, TensorSpec
 from parure.triton import decoded, wire_shape
 from parure_triton.loop_model.meeting import Meeting
@@ -55,14 +55,15 @@ class BlsExecutor:
     def name(self) -> str:
         return "triton-bls"
 
-    def run(self, component: str, inputs: Arrays) -> dict[str, Array]:
+    def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         """As `Executor.run`."""
         self.check()
         spec = self.manifest.component(component)
+        chosen = wanted_outputs(spec, wanted)
         batch = len(inputs[spec.inputs[0].name])
         request = pb_utils.InferenceRequest(
             model_name=component,
-            requested_output_names=[tensor.name for tensor in spec.outputs],
+            requested_output_names=[tensor.name for tensor in chosen],
             inputs=[_tensor(t.name, inputs[t.name], wire_shape(t, batch)) for t in spec.inputs],
             request_id=self.request_id,
             parameters=self.parameters,
@@ -72,7 +73,7 @@ class BlsExecutor:
         if response.has_error():
             raise _error(component, response.error())
         outputs = {tensor.name(): tensor for tensor in response.output_tensors()}
-        return {t.name: _array(outputs.get(t.name), t, batch, component) for t in spec.outputs}
+        return {t.name: _array(outputs.get(t.name), t, batch, component) for t in chosen}
 
     def close(self) -> None:
         """Tell the others that this picture needs no more steps."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-MET = ("reference_net", "unet")
+from parure.modes import PRESETS, SHALLOW_UNET
+
+MET = ("reference_net", "unet", SHALLOW_UNET)
 PATIENCE = 1.0
 """The longest wait, as a share of the time of a recent call."""
 
@@ -34,6 +37,23 @@ class _Place:
     def begin(self) -> None:
         self.round += 1
         self.waiting = 0
+
+
+class Meetings:
+    """One meeting per mode: pictures of two modes call different components, and would only hold each other up."""
+
+    def __init__(self) -> None:
+        self._meetings: weakref.WeakValueDictionary[str, Meeting] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._lasting = [self.of(name) for name in PRESETS]  # these keep what they learned of the calls' lengths
+
+    def of(self, mode: str) -> Meeting:
+        """Where pictures of `mode` meet; unless it has a name, it lasts for as long as one of them does."""
+        with self._lock:
+            meeting = self._meetings.get(mode)
+            if meeting is None:
+                meeting = self._meetings[mode] = Meeting()
+            return meeting
 
 
 class Meeting:

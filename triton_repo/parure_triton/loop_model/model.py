@@ -20,7 +20,7 @@ from parure.triton import BUNDLE_PARAMETER
 from parure.tryon_wire import AT_WORK_PARAMETER, WAITING_PARAMETER
 from parure_triton.loop_model.desk import Desk, Full
 from parure_triton.loop_model.log import open_log
-from parure_triton.loop_model.meeting import Meeting
+from parure_triton.loop_model.meeting import Meetings
 from parure_triton.loop_model.metrics import Metrics
 from parure_triton.loop_model.picture import Picture, Shop
 
@@ -55,7 +55,7 @@ class TritonPythonModel:
             ornaments=OrnamentCache(int(parameters[CACHE_PARAMETER])),
             metrics=metrics,
             log=open_log(model),
-            meeting=Meeting(),
+            meetings=Meetings(),
             features_on_gpu=parameters[FEATURES_PARAMETER] == "gpu",
             streams=bool(config.get("model_transaction_policy", {}).get("decoupled")),
         )

@@ -19,12 +19,13 @@ from parure.errors import Cancelled, InputError, ServerUnavailable
 from parure.executor import Array
 from parure.local_loop import LocalLoop, Made, Preview, Seen, Solvers
 from parure.manifest import Manifest
+from parure.modes import EXACT
 from parure.ornaments import OrnamentCache
 from parure.request import Request, read_request
 from parure.tryon import compose
 from parure.tryon_wire import INPUTS, TRACE_PARAMETER, Call, made_tensors, png, read_call, seen_tensors, timing_tensor
 from parure_triton.loop_model.bls import BlsExecutor
-from parure_triton.loop_model.meeting import Meeting
+from parure_triton.loop_model.meeting import Meetings
 from parure_triton.loop_model.metrics import Metrics
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -40,7 +41,7 @@ class Shop:
     ornaments: OrnamentCache
     metrics: Metrics
     log: logging.Logger
-    meeting: Meeting
+    meetings: Meetings
     features_on_gpu: bool
     streams: bool
 
@@ -58,6 +59,7 @@ class Picture:
     watch: Stopwatch = field(default_factory=Stopwatch)
     until: float = float("inf")
     call: Call | None = None
+    mode: str = str(EXACT)
     steps: int = 0
     queue: float = 0.0
     ended: bool = False
@@ -90,7 +92,9 @@ class Picture:
         try:
             self.check()
             assert self.call is not None, "read comes first"
-            self._answer(self.call, read_request(self.call.asked, self.shop.manifest))
+            request = read_request(self.call.asked, self.shop.manifest)
+            self.mode = str(request.options.mode)
+            self._answer(self.call, request)
         except InputError as error:
             self.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)
         except Cancelled as error:
@@ -131,7 +135,7 @@ class Picture:
             self.request_id,
             {} if self.trace is None else {TRACE_PARAMETER: self.trace},
             shop.features_on_gpu,
-            shop.meeting,
+            shop.meetings.of(self.mode),
         )
         with closing(LocalLoop(executor, shop.solvers, shop.ornaments)) as loop:
             for seen in loop.run(request, preview, self.watch):
@@ -155,6 +159,7 @@ class Picture:
             "request_id": self.request_id,
             "traceparent": self.trace,
             "outcome": outcome,
+            "mode": self.mode,
             "steps": self.steps,
             "seconds": round(seconds, 4),
             "queue_seconds": round(self.queue, 4),

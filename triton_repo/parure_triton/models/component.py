@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,14 @@ class TritonPythonModel:
         """One response per request; a bad request gets an error and the others are answered."""
         responses: list[Any] = [None] * len(requests)
         accepted: list[tuple[int, Arrays]] = []
+        wanted: set[str] = set()
         for index, request in enumerate(requests):
             try:
                 accepted.append((index, self.read(request)))
+                wanted.update(request.requested_output_names())
             except Refused as error:
                 responses[index] = error_response(str(error), error.code)
-        answers = self.answer([inputs for _, inputs in accepted]) if accepted else []
+        answers = self.answer([inputs for _, inputs in accepted], wanted) if accepted else []
         for (index, _), answer in zip(accepted, answers, strict=True):
             responses[index] = answer
         return responses
@@ -88,27 +91,27 @@ class TritonPythonModel:
             raise Refused(f"batch sizes differ: { {name: len(array) for name, array in inputs.items()} }")
         return inputs
 
-    def answer(self, requests: list[Arrays]) -> list[Any]:
+    def answer(self, requests: list[Arrays], wanted: Collection[str]) -> list[Any]:
         """Responses to `requests`, run as one batch; where that fails, alone, so that one cannot fail the others."""
         try:
-            results = self.run(requests)
+            results = self.run(requests, [name for name in self.outputs if name in wanted] or self.outputs)
         except Exception as error:
             if len(requests) > 1:
-                return [response for request in requests for response in self.answer([request])]
+                return [response for request in requests for response in self.answer([request], wanted)]
             return [error_response(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)]
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in result.items()])
             for result in results
         ]
 
-    def run(self, requests: list[Arrays]) -> list[Arrays]:
-        """Concatenate along the batch, run, split again."""
+    def run(self, requests: list[Arrays], wanted: list[str]) -> list[Arrays]:
+        """Concatenate along the batch, run, split again; the outputs that a request of the batch wants."""
         sizes = [len(next(iter(request.values()))) for request in requests]
         if len(requests) == 1:
             feed = requests[0]
         else:
             feed = {name: np.concatenate([request[name] for request in requests]) for name in self.inputs}
-        outputs = dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+        outputs = dict(zip(wanted, self.session.run(wanted, feed), strict=True))
         for name, array in outputs.items():
             if array.shape[:1] != (sum(sizes),):
                 raise ValueError(f"output {name!r} has shape {list(array.shape)}; expected a batch of {sum(sizes)}")
