@@ -210,7 +210,7 @@ def test_poison_rows_are_recorded_with_their_reason_and_the_rest_is_done(
     (pictures / "torn.png").write_bytes((pictures / "photo0.png").read_bytes()[:300])
     poison = [
         {"photo": "missing.png"}, {"photo": "torn.png"}, {"box": [90, 40, 300, 75]}, {"steps": 100_000},
-        {"solver": "runge-kutta"}, {"ornament": "/dev/zero"}, {"seed": -1}, None,
+        {"solver": "runge-kutta"}, {"mode": "instant"}, {"ornament": "/dev/zero"}, {"seed": -1}, None,
     ]  # fmt: skip
     lines = job_file(pictures, count).read_text().splitlines()
     places = list(range(3, count, 20))
