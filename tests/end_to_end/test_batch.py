@@ -203,7 +203,7 @@ def test_a_runner_killed_fifty_times_loses_tears_and_doubles_nothing(fleet: Flee
     check_killing(50, 1200, 0.8, fleet, pictures)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [180, pytest.param(1000, marks=pytest.mark.soak)])
 def test_poison_rows_are_recorded_with_their_reason_and_the_rest_is_done(
     count: int, fleet: Fleet, pictures: Path
 ) -> None:
