@@ -35,6 +35,7 @@ CODING = (
     "parure.request.load_image", "parure.request.load_mask", "parure.tryon_wire.load_image",
     "parure.tryon_wire.load_mask", "parure.tryon_wire.png", "parure.tryon_wire._photo",
     "parure.tryon_wire._ornament", "parure.tryon.compose", "parure.batch.engine._png",
+    "parure.batch.page._figure",
 )  # fmt: skip
 
 

@@ -203,14 +203,14 @@ def test_a_runner_killed_fifty_times_loses_tears_and_doubles_nothing(fleet: Flee
     check_killing(50, 1200, 0.8, fleet, pictures)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [180, pytest.param(1000, marks=pytest.mark.soak)])
 def test_poison_rows_are_recorded_with_their_reason_and_the_rest_is_done(
     count: int, fleet: Fleet, pictures: Path
 ) -> None:
     (pictures / "torn.png").write_bytes((pictures / "photo0.png").read_bytes()[:300])
     poison = [
         {"photo": "missing.png"}, {"photo": "torn.png"}, {"box": [90, 40, 300, 75]}, {"steps": 100_000},
-        {"solver": "runge-kutta"}, {"ornament": "/dev/zero"}, {"seed": -1}, None,
+        {"solver": "runge-kutta"}, {"mode": "instant"}, {"ornament": "/dev/zero"}, {"seed": -1}, None,
     ]  # fmt: skip
     lines = job_file(pictures, count).read_text().splitlines()
     places = list(range(3, count, 20))

@@ -76,14 +76,15 @@ def _checked(row: Job | Rejected, reader: Reader, manifest: Manifest) -> Outcome
     try:
         inputs = reader.read(row)
         asked = Asked(
-            inputs.photo.data,
-            inputs.ornament.data,
-            row.box,
-            inputs.mask_data,
-            row.steps,
-            row.seed,
-            row.solver,
-            row.guidance,
+            photo=inputs.photo.data,
+            ornament=inputs.ornament.data,
+            box=row.box,
+            ornament_mask=inputs.mask_data,
+            steps=row.steps,
+            seed=row.seed,
+            solver=row.solver,
+            guidance=row.guidance,
+            mode=row.mode,
         )
         read_request(asked, manifest)
     except InputError as error:

@@ -81,6 +81,7 @@ def ask(tryon: TryOn, job: Job, inputs: Inputs) -> Result:
         seed=job.seed,
         solver=job.solver,
         guidance=job.guidance,
+        mode=job.mode,
     )
 
 

@@ -40,6 +40,7 @@ class Job:
     steps: int | None = None
     solver: str | None = None
     guidance: float | None = None
+    mode: str | None = None
     id: str | None = None
 
 
@@ -153,6 +154,7 @@ def _read(row: int, values: Mapping[str, Any], folder: str) -> Job | Rejected:
             steps=_whole(values, "steps", 1, 2**31 - 1),
             solver=_text(values, "solver"),
             guidance=_number(values, "guidance"),
+            mode=_text(values, "mode"),
             id=name,
         )
     except _Wrong as wrong:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from parure.batch.files import read_picture
 from parure.batch.jobs import Job
 from parure.manifest import Manifest
+from parure.modes import EXACT
 
 _KEPT_BYTES = 64 << 20
 
@@ -85,5 +86,6 @@ def job_key(job: Job, inputs: Inputs, manifest: Manifest, identity: str) -> str:
         loop.default_steps if job.steps is None else job.steps,
         job.solver or loop.default_solver,
         float(loop.default_guidance if job.guidance is None else job.guidance),
+        *([] if job.mode in (None, str(EXACT)) else [job.mode]),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

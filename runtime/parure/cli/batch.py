@@ -42,7 +42,7 @@ def command(
     max_failures: int | None, patience: float, grace: float, per_endpoint: int | None, window: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Make every picture in JOBS, a Parquet, JSONL or CSV file with the columns photo, ornament, box, and optionally
-    ornament_mask, seed, steps, solver, guidance, id.
+    ornament_mask, seed, steps, solver, guidance, mode, id.
 
     The same command again goes on where the last one ended. Exit code 0 only if every row is done.
     """

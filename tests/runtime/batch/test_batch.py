@@ -44,11 +44,12 @@ def test_rows_of_equal_content_are_computed_once_whatever_their_paths(pictures: 
     (pictures / "copy.png").write_bytes((pictures / "0.png").read_bytes())
     rows = [helpers.row(0), helpers.row("copy", id="mine"), helpers.row(0, steps=4), helpers.row(0, solver="ddim")]
     rows += [helpers.row(0, seed=1), helpers.row(0, steps=5), helpers.row(0, "b"), helpers.row(0, box=[5, 5, 25, 26])]
+    rows += [helpers.row(0, mode="exact"), helpers.row(0, mode="fast")]
     server = helpers.FakeServer(lambda server, asked: time.sleep(0.05))
     summary = helpers.Servers(one=server).run(helpers.write_jobs(pictures, rows), pictures / "out")
-    assert summary.ok and len(server.asked) == 5 and summary.how == {"new": 5, "shared": 3}
+    assert summary.ok and len(server.asked) == 6 and summary.how == {"new": 6, "shared": 4}
     table = helpers.table(pictures / "out")
-    assert len({row["picture"] for row in table[:4]}) == 1 and len({row["key"] for row in table}) == 5
+    assert len({row["picture"] for row in table[:4]}) == 1 and len({row["key"] for row in table}) == 6
 
 
 def test_the_same_command_again_makes_nothing_twice_and_a_changed_input_anew(

@@ -16,9 +16,9 @@ from parure.errors import InputError
 
 ROWS: list[dict[str, Any]] = [
     {"photo": "a.png", "ornament": "/o/ring.png", "box": [1.5, 2, 30, 40], "seed": 2**63, "id": "one"},
-    {"photo": "s3://bucket/b.png", "ornament": "r.png", "box": [1, 2, 3, 4], "steps": 7, "guidance": 2.5, "solver": "ddim"},
+    {"photo": "s3://bucket/b.png", "ornament": "r.png", "box": [1, 2, 3, 4], "steps": 7, "guidance": 2.5, "solver": "ddim", "mode": "fast"},
 ]  # fmt: skip
-COLUMNS = ("photo", "ornament", "box", "ornament_mask", "seed", "steps", "solver", "guidance", "id")
+COLUMNS = ("photo", "ornament", "box", "ornament_mask", "seed", "steps", "solver", "guidance", "mode", "id")
 
 
 def written(folder: Path, kind: str) -> Path:
@@ -41,7 +41,9 @@ def written(folder: Path, kind: str) -> Path:
 def test_every_format_gives_the_same_jobs(kind: str, tmp_path: Path) -> None:
     path = str(written(tmp_path, kind))
     first = Job(0, f"{tmp_path}/a.png", "/o/ring.png", (1.5, 2, 30, 40), seed=2**63, id="one")
-    second = Job(1, "s3://bucket/b.png", f"{tmp_path}/r.png", (1, 2, 3, 4), steps=7, solver="ddim", guidance=2.5)
+    second = Job(
+        1, "s3://bucket/b.png", f"{tmp_path}/r.png", (1, 2, 3, 4), steps=7, solver="ddim", guidance=2.5, mode="fast"
+    )
     assert list(read_jobs(path)) == [first, second]
     assert count_jobs(path) == 2
 
