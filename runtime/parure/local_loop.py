@@ -106,6 +106,10 @@ class LocalLoop:
         return self.executor.manifest
 
     @property
+    def identity(self) -> str:
+        return self.executor.identity
+
+    @property
     def name(self) -> str:
         return self.executor.name
 
