@@ -12,7 +12,8 @@ from parure_bench.statistics import Estimate, ratio
 
 LEAST_SAMPLES = 3
 Verdict = Literal["slower", "faster", "same", "too few samples"]
-HIGHER_IS_BETTER = ("/s", "dB", "similarity")  # units of rates and fidelity; times, bytes and the like: lower
+# Units of rates and of fidelity; times, bytes and the like are better when lower.
+HIGHER_IS_BETTER = ("/s", "dB", "similarity")
 NOT_JUDGED = ("share",)  # parts of a whole grow where another part shrinks
 
 

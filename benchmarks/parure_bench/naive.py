@@ -101,6 +101,11 @@ def naive_torch(
     def here(array: FloatArray) -> torch.Tensor:
         return torch.from_numpy(array).to(weight.device, weight.dtype)
 
+    def unet(*arguments: torch.Tensor) -> torch.Tensor:
+        given = components.unet(*arguments)  # with deep features beside the noise, where the bundle has them
+        noise: torch.Tensor = given[0] if isinstance(given, tuple) else given
+        return noise
+
     with torch.inference_mode():
         z_m, z_o = components.vae_encoder(here(inputs.crop)), components.vae_encoder(here(inputs.ornament))
         c = components.image_encoder(here(inputs.pixels))
@@ -116,9 +121,9 @@ def naive_torch(
             M_pred = components.mask_head(f_m, f_o, M)  # Eq. 3
             z_k = scheduler.scale_model_input(z, timestep)
             t = timestep.to(weight.device, torch.float32).expand(1)
-            eps = components.unet(z_k, z_m, M, t, c, f_o, f_m)
+            eps = unet(z_k, z_m, M, t, c, f_o, f_m)
             if options.guidance != 1.0:
-                eps_u = components.unet(z_k, z_m, M, t, torch.zeros_like(c), torch.zeros_like(f_o), f_m)
+                eps_u = unet(z_k, z_m, M, t, torch.zeros_like(c), torch.zeros_like(f_o), f_m)
                 eps = eps_u + options.guidance * (eps - eps_u)
             z = scheduler.step(eps, timestep, z, return_dict=False)[0]
         picture = components.vae_decoder(z)

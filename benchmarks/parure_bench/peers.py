@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -30,6 +30,7 @@ from parure_bench.record import Label, Span
 from parure_bench.shots import Shot
 from parure_bench.spans import SpanExecutor
 
+JOINED = "exact, joined guidance"
 TORCH = ("torch", "torch-compile")
 
 
@@ -69,8 +70,11 @@ class Way:
 Peer = Callable[[], AbstractContextManager[list[Way]]]
 
 
-def executor_peer(bundle: Bundle, backend: str, checkpoint: Path | None, shot: Shot, *, ablation: bool) -> Peer:
-    """Our loop on `backend`; with `ablation` also with nothing kept between pictures, and with nothing saved at all.
+def executor_peer(
+    bundle: Bundle, backend: str, checkpoint: Path | None, shot: Shot, *, ablation: bool, modes: Sequence[str] = ()
+) -> Peer:
+    """Our loop on `backend`, exact and in every one of `modes`; with `ablation` also with nothing kept between pictures,
+    with nothing saved at all, and with both passes of guidance in one batch.
 
     On PyTorch, the loop that saves nothing is PyTorch throughout. Raises `InputError` where it needs a checkpoint.
     """
@@ -88,13 +92,18 @@ def executor_peer(bundle: Bundle, backend: str, checkpoint: Path | None, shot: S
             naive = _naive(executor, bundle, shot)
         labels = _labels(bundle, backend)
         try:
-            kept = _ours(executor, bundle, shot, OrnamentCache())
-            ways = [Way(labels | {"loop": "exact", "ornament": "kept"}, executor, kept)]
+            kept = OrnamentCache()
+            made = {("exact", "kept"): _ours(executor, bundle, shot, kept)}
             if ablation:
-                new = _ours(executor, bundle, shot, OrnamentCache(0))
-                ways.append(Way(labels | {"loop": "exact", "ornament": "new"}, executor, new))
-                ways.append(Way(labels | {"loop": "naive", "ornament": "new"}, executor, naive))
-            yield ways
+                made["exact", "new"] = _ours(executor, bundle, shot, OrnamentCache(0))
+                made["naive", "new"] = naive
+                if bundle.manifest.max_batch > 1:
+                    made[JOINED, "kept"] = _ours(executor, bundle, shot, kept, joined=True)
+            for mode in modes:
+                made[mode, "kept"] = _ours(executor, bundle, shot, kept, mode=mode)
+            yield [
+                Way(labels | {"loop": loop, "ornament": held}, executor, make) for (loop, held), make in made.items()
+            ]
         finally:
             executor.close()
 
@@ -117,15 +126,18 @@ def _labels(bundle: Bundle, backend: str) -> dict[str, Label]:
     return {"backend": backend, "precision": precision, "features": bundle.manifest.features.form}
 
 
-def _ours(executor: Executor, bundle: Bundle, shot: Shot, ornaments: OrnamentCache) -> Callable[[Setting], Picture]:
+def _ours(
+    executor: Executor, bundle: Bundle, shot: Shot, ornaments: OrnamentCache, *, joined: bool = False,
+    mode: str | None = None,
+) -> Callable[[Setting], Picture]:  # fmt: skip
     seen = SpanExecutor(executor)
-    tryon = TryOn(LocalLoop(seen, solvers_of(bundle), ornaments))
+    tryon = TryOn(LocalLoop(seen, solvers_of(bundle), ornaments, joined=joined))
 
     def make(setting: Setting) -> Picture:
         seen.begin()
         result = tryon(
             shot.photo, shot.ornament, shot.box, steps=setting.steps, solver=setting.solver,
-            guidance=setting.guidance, mask_loop=setting.mask_loop,
+            guidance=setting.guidance, mask_loop=setting.mask_loop, mode=mode,
         )  # fmt: skip
         return _picture(result, seen.spans)
 

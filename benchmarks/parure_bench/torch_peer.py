@@ -11,8 +11,9 @@ import torch
 from parure.bundle import Bundle
 from parure.components import NUMPY_TYPES
 from parure.errors import InputError, ParureError
-from parure.executor import Array, Arrays
+from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Manifest, Precision
+from parure.modes import SHALLOW_UNET
 from parure_export.checkpoint import Checkpoint, load_checkpoint
 from parure_export.model import Components
 
@@ -36,7 +37,8 @@ def torch_components(checkpoint: Checkpoint, bundle: Bundle) -> Components:
         device = torch.device("cuda")
         types = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
         dtype = types.get(bundle.manifest.precision, torch.float32)
-    components = checkpoint.components(bundle.manifest.features.form)
+    names = {component.name for component in bundle.manifest.components}
+    components = checkpoint.components(bundle.manifest.features.form, deep_reuse=SHALLOW_UNET in names)
     for _, module in components.items():
         module.to(device, dtype).requires_grad_(False)  # in place
     return components
@@ -62,17 +64,18 @@ class TorchExecutor:
         return self.bundle.identity
 
     def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
-        """As `Executor.run`, but for deep features: peers are exact."""
         spec = self.manifest.component(component)
-        output = spec.outputs[0]
         arguments = [self._here(inputs[t.name], exact=t.name == "timestep") for t in spec.inputs]
         try:
             with torch.inference_mode():
-                result = self._modules[component](*arguments).float().cpu().numpy()
+                given = self._modules[component](*arguments)
+                every = given if isinstance(given, tuple) else (given,)
+                results = {t.name: tensor.float().cpu().numpy() for t, tensor in zip(spec.outputs, every, strict=True)}
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ParureError(f"{self.name} failed in {component}: {reason}; leave it out of --backend") from error
-        return {output.name: result.astype(NUMPY_TYPES[output.dtype], copy=False)}
+        outputs = wanted_outputs(spec, wanted)
+        return {t.name: results[t.name].astype(NUMPY_TYPES[t.dtype], copy=False) for t in outputs}
 
     def close(self) -> None:
         self._modules = {}

@@ -93,12 +93,12 @@ class ServerLoop:
         return self._executor.manifest
 
     @property
-    def identity(self) -> str:
-        return self._executor.identity
-
-    @property
     def name(self) -> str:
         return self._executor.name
+
+    @property
+    def identity(self) -> str:
+        return self._executor.identity
 
     def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """As `Loop.run`; the deadline covers the whole picture, waiting included."""

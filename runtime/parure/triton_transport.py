@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import urllib3
+from google.protobuf import json_format  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype  # type: ignore[import-untyped]
@@ -77,6 +78,9 @@ class Transport(Protocol):
     @property
     def regions(self) -> RegionApi:
         """What the server is told of shared memory."""
+
+    def config(self, model: str) -> dict[str, Any]:
+        """The configuration of `model`, as JSON with Triton's own field names."""
 
     def parameters(self, model: str) -> dict[str, str]:
         """The parameters in the configuration of `model`."""
@@ -159,9 +163,13 @@ class GrpcTransport:
             for output, content in zip(reply.outputs, contents, strict=True)
         }
 
-    def parameters(self, model: str) -> dict[str, str]:
+    def config(self, model: str) -> dict[str, Any]:
         reply = self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=self._deadline)
-        return {key: value.string_value for key, value in reply.config.parameters.items()}
+        found: dict[str, Any] = json_format.MessageToDict(reply.config, preserving_proto_field_name=True)
+        return found
+
+    def parameters(self, model: str) -> dict[str, str]:
+        return _parameters(model, self.config(model))
 
     def version(self) -> str:
         request = service_pb2.ServerMetadataRequest()
@@ -216,10 +224,13 @@ class HttpTransport:
                 for output in result.get_response()["outputs"]
             }
 
-    def parameters(self, model: str) -> dict[str, str]:
+    def config(self, model: str) -> dict[str, Any]:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
         with well_formed(model):
-            return {key: str(value["string_value"]) for key, value in json.loads(reply)["parameters"].items()}
+            return dict(json.loads(reply))
+
+    def parameters(self, model: str) -> dict[str, str]:
+        return _parameters(model, self.config(model))
 
     def version(self) -> str:
         _, reply = self._call("GET", "/v2")
@@ -272,6 +283,11 @@ def _array(model: str, datatype: str, shape: Any, content: bytes | Place) -> Arr
         if isinstance(content, Place):
             return content.tensor(dtype, tuple(shape))
         return np.frombuffer(content, dtype).reshape(tuple(shape))
+
+
+def _parameters(model: str, config: Mapping[str, Any]) -> dict[str, str]:
+    with well_formed(model):
+        return {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
 
 
 @contextmanager

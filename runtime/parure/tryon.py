@@ -204,8 +204,8 @@ def open_tryon(
     `loop` says where the loop runs: on the `server`, one request per picture (the default where the server has the
     model for it), or at the `client`, one request per component call. `deadline` bounds each of these requests, in
     seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime or
-    OpenVINO on its graphs (`openvino-bf16` rounds inside, where the CPU has bf16), or TensorRT on its engines. `join_guidance`
-    runs both passes of guidance in-process as one batch of two, which computes the same up to rounding.
+    OpenVINO on its graphs (`openvino-bf16` rounds inside, where the CPU has bf16), or TensorRT on its engines.
+    `join_guidance` runs both passes of guidance in-process as one batch of two, which computes the same up to rounding.
 
     For the client loop: `shared_memory` keeps large tensors off the wire to a server of this host that allows it, and
     `allow_wire_features` says that they may cross the network to a server elsewhere. Raises `BundleError` for a bundle

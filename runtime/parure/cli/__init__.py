@@ -21,9 +21,12 @@ COMMANDS = {
     "repo": ("parure.cli.repo", "Bundle -> Triton model repository."),
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "health": ("parure.cli.health", "Does every model of a server really answer?"),
+    "doctor": ("parure.cli.doctor", "What is wrong with this machine, or with that server?"),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
+    "batch": ("parure.cli.batch", "A table of pictures to make, on any number of servers."),
     "evaluate": ("parure.cli.evaluate", "Measure a bundle on held-out triplets."),
     "bench": ("parure.cli.bench", "How fast, against whom, and how near the limit."),
+    "plan": ("parure.cli.plan", "How many GPUs for a rate and a p99, and with which settings."),
     "demo": ("parure.cli.demo", "The whole way, end to end, on real input."),
 }
 

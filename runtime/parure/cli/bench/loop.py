@@ -12,9 +12,11 @@ from rich.table import Table
 from parure.cli.bench.options import numbers, open_bundles, out_option, rounds_options, typed_command, wide_console
 from parure.cli.common import needs
 from parure.errors import InputError
+from parure.modes import read_mode
 
 if TYPE_CHECKING:
     from parure_bench.record import Series
+    from parure_bench.shots import Shot
 
 BACKENDS = ("onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch", "torch-compile")
 
@@ -32,24 +34,24 @@ BACKENDS = ("onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch", "to
     default=("onnxruntime",),
     show_default=True,
     type=click.Choice(BACKENDS),
-    help="May be repeated. The first one is also measured with nothing kept, and with nothing saved.",
+    help="May be repeated. The first one is also measured with less saved, down to nothing.",
 )
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="The bundle's: PyTorch's naive loop is measured too."
-)
+@click.option("--mode", "modes", multiple=True, help="A fast mode beside exact, on the first backend; may be repeated.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's; adds papers' loop in PyTorch.")
 @click.option("--curve", "curves", multiple=True, metavar="AXIS=LOW:HIGH", help="steps, batch or ornament-repeats.")
 @click.option("--apart", is_flag=True, help="One backend after the other, where memory holds only one.")
 @click.option("--photo", type=click.Path(), help="With --ornament and --box; by default drawn pictures of 512 px.")
 @click.option("--ornament", type=click.Path())
 @click.option("--box", metavar="L,T,R,B")
-@rounds_options(count=10, warmup=1)
+@rounds_options(count=10, warmup=1, settle=0.2)
 @out_option("loop")
 def command(
     bundles: tuple[Path, ...], steps: tuple[int, ...] | None, guidances: tuple[float, ...], solvers: tuple[str, ...],
-    box_mask: bool, backends: tuple[str, ...], checkpoint: Path | None, curves: tuple[str, ...], apart: bool,
-    photo: str | None, ornament: str | None, box: str | None, rounds: int, warmup: int, seconds: float | None, out: Path,
+    box_mask: bool, backends: tuple[str, ...], modes: tuple[str, ...], checkpoint: Path | None, curves: tuple[str, ...],
+    apart: bool, photo: str | None, ornament: str | None, box: str | None, rounds: int, warmup: int,
+    settle: float, seconds: float | None, out: Path,
 ) -> None:  # fmt: skip
-    """Measure whole pictures with BUNDLE: ours on every backend, and loops that save less, all in turns.
+    """Measure whole pictures with BUNDLE: ours on every backend, and loops that save less or more, all in turns.
 
     Further bundles of the same checkpoint (projected features, another precision) run on the first backend.
     """
@@ -59,41 +61,47 @@ def command(
         from parure_bench.peers import Setting, executor_peer
         from parure_bench.recording import progress, recording
         from parure_bench.sampling import Rounds
-        from parure_bench.shots import drawn_shot, given_shot
     opened = open_bundles(bundles)
     first, default = opened[0], opened[0].manifest.loop
-    drawn_lines = [Curve.parse(curve) for curve in curves]
-    if (photo, ornament, box) == (None, None, None):
-        shot = drawn_shot()
-    elif photo is not None and ornament is not None and box is not None:
-        shot = given_shot(photo, ornament, box)
-    else:
-        raise InputError("--photo, --ornament and --box go together; give all three, or none")
-    settings = [
-        Setting(*chosen)
-        for chosen in product(
-            steps or (default.default_steps,), solvers or (default.default_solver,),
-            guidances or (default.default_guidance,), (True, False) if box_mask else (True,),
-        )
-    ]  # fmt: skip
+    wanted_curves = [Curve.parse(curve) for curve in curves]
+    for mode in modes:
+        read_mode(mode, first.manifest)
+    shot = _shot(photo, ornament, box)
+    choices = product(
+        steps or (default.default_steps,), solvers or (default.default_solver,),
+        guidances or (default.default_guidance,), (True, False) if box_mask else (True,),
+    )  # fmt: skip
+    settings = [Setting(*chosen) for chosen in choices]
     torch_too = checkpoint is not None and not any(backend.startswith("torch") for backend in backends)
-    asked = (*backends, "torch") if torch_too else backends
-    peers = [
-        executor_peer(first, backend, checkpoint, shot, ablation=index == 0 or backend == "torch")
-        for index, backend in enumerate(asked)
-    ]
+    peers = [executor_peer(first, backends[0], checkpoint, shot, ablation=True, modes=modes)]
+    for backend in (*backends[1:], *(("torch",) if torch_too else ())):
+        peers.append(executor_peer(first, backend, checkpoint, shot, ablation=backend == "torch"))
     peers += [executor_peer(other, backends[0], checkpoint, shot, ablation=False) for other in opened[1:]]
-    plan = Rounds(rounds, warmup, seconds or float("inf"))
+    plan = Rounds(rounds, warmup, seconds or float("inf"), settle)
     with recording(out, "loop", typed_command(), first.identity) as run, progress() as bars:
         measure_loop(peers, settings, plan, run, bars, apart=apart)
-        measure_curves(drawn_lines, peers[0], settings[0], plan, run, bars)
-    console = wide_console()
-    console.print(_pictures(run.series))
-    console.print(_parts(run.series, backends[0]))
-    for series in run.series:
-        if series.name == "slope":
-            console.print(_slope(series), highlight=False)
+        measure_curves(wanted_curves, peers[0], settings[0], plan, run, bars)
+    _print(run.series, backends[0])
     click.echo(out)
+
+
+def _shot(photo: str | None, ornament: str | None, box: str | None) -> Shot:
+    from parure_bench.shots import drawn_shot, given_shot
+
+    if photo is not None and ornament is not None and box is not None:
+        return given_shot(photo, ornament, box)
+    if (photo, ornament, box) != (None, None, None):
+        raise InputError("--photo, --ornament and --box go together; give all three, or none")
+    return drawn_shot()
+
+
+def _print(series: list[Series], backend: str) -> None:
+    console = wide_console()
+    console.print(_pictures(series))
+    console.print(_parts(series, backend))
+    for one in series:
+        if one.name == "slope":
+            console.print(_slope(one), highlight=False)
 
 
 def _pictures(series: list[Series]) -> Table:

@@ -1,0 +1,1 @@
+"""How many GPUs, and which settings: the server loop as a discrete-event simulation."""

@@ -1,0 +1,1 @@
+"""Records -> one page of charts, with the same charts as pictures."""

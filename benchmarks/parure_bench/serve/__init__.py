@@ -1,0 +1,1 @@
+"""Latency and throughput of a server, by concurrency and by arrival rate."""
