@@ -20,6 +20,7 @@ from parure.manifest import (
     Precision,
     TensorSpec,
 )
+from parure.modes import SHALLOW_UNET
 from parure.solver import SolverSpec
 
 MAX_BATCH = 8
@@ -72,6 +73,7 @@ def _components(layout: FeatureLayout) -> tuple[Component, ...]:
             flops=1,
         )
         for name in INPUTS
+        if name != SHALLOW_UNET
     )
 
 
