@@ -93,9 +93,11 @@ def served(ground: Ground, setting: Setting) -> Record:
     series = [
         Series(name="served", labels={"model": "tryon"}, unit="", figures={"at_work": setting.at_work, "waiting": 64})
     ]
-    figures = {"max_batch": float(setting.max_batch), "queue_delay": 0.001, "instances": 1.0, "threads": 0.0,
-               f"preferred.{setting.max_batch}": float(setting.max_batch)}  # fmt: skip
-    series += [Series(name="served", labels={"model": name}, unit="", figures=figures) for name in NAMES]
+    for name in NAMES:
+        delay = setting.delay if name in ("unet", "reference_net") else 0.0
+        figures = {"max_batch": float(setting.max_batch), "queue_delay": delay, "instances": 1.0, "threads": 0.0,
+                   f"preferred.{setting.max_batch}": float(setting.max_batch)}  # fmt: skip
+        series.append(Series(name="served", labels={"model": name}, unit="", figures=figures))
     for callers in (1, 4):
         server = ground.server(setting)
         outcome = simulate(ground.times, ground.workload, server, Offered(200, concurrency=callers), ground.host, [9])[
