@@ -15,6 +15,7 @@ from parure_bench.plan.simulate import Host, Offered, Server, simulate
 from parure_bench.plan.times import Times
 from parure_bench.plan.workload import Workload
 from parure_bench.statistics import Estimate
+from parure_triton.loop_model.meeting import MET
 
 DELAYS = (0.001, 0.0, 0.005)  # without any, the first of several calls that come together goes alone
 _HALVINGS = 6
@@ -57,7 +58,7 @@ class Ground:
 
     def server(self, setting: Setting) -> Server:
         def batching(name: str) -> Batching:
-            delay = setting.delay if name in ("unet", "reference_net") else 0.0
+            delay = setting.delay if name in MET else 0.0
             return Batching(setting.max_batch, (setting.max_batch,), delay, self.instances, self.demand)
 
         return Server({name: batching(name) for name in self.workload.counts()}, setting.at_work, self.waiting)
