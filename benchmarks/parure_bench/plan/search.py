@@ -139,16 +139,16 @@ def plan(
 
 
 def _fewest(confirm: Callable[[int], Confirmed], start: int, p99: float) -> tuple[Confirmed, Confirmed | None]:
-    """The fewest GPUs that keep `p99` with certainty, to 2 %, and the most that were seen to fail."""
+    """The fewest GPUs whose mean p99 keeps the promise, to 2 %, and the most that were seen to fail."""
     found, short = confirm(start), None
-    while found.p99.high > p99:
+    while found.p99.value > p99:
         found, short = confirm(math.ceil(found.gpus * _GROWTH) if found.gpus > 1 else 2), found
     while short is None and found.gpus > 1:
         fewer = confirm(max(1, math.floor(found.gpus / _GROWTH)))
-        found, short = (fewer, None) if fewer.p99.high <= p99 else (found, fewer)
+        found, short = (fewer, None) if fewer.p99.value <= p99 else (found, fewer)
     while short is not None and found.gpus - short.gpus > max(1, 0.02 * found.gpus):
         between = confirm((found.gpus + short.gpus) // 2)
-        found, short = (between, short) if between.p99.high <= p99 else (found, between)
+        found, short = (between, short) if between.p99.value <= p99 else (found, between)
     return found, short
 
 

@@ -158,7 +158,7 @@ def _show(found: Plan, ground: Ground) -> None:
     table = Table("GPUs", "p50", "p99", "95 %", "in use", "mean U-Net batch", "refused")
     for each in filter(None, (found.short, confirmed)):
         p99 = each.p99
-        kept = p99.high <= found.promise.p99
+        kept = p99.value <= found.promise.p99
         late = ("endless", "a queue that grows") if p99.value == float("inf") else (
             spoken(p99.value), f"{spoken(max(p99.low, 0))} .. {spoken(p99.high)}"
         )  # fmt: skip
@@ -168,6 +168,10 @@ def _show(found: Plan, ground: Ground) -> None:
             f"{each.unet_batch:.2f}", f"{each.refused:.1%}",
         )  # fmt: skip
     console.print(table)
+    if confirmed.p99.high > found.promise.p99:
+        console.print(
+            "the interval reaches beyond the promise: be sure with a few more, or more --pictures", highlight=False
+        )
     console.print(_distribution(confirmed.latencies, found.promise.p99))
     trials = Table("batch limit", "at work", "queue delay", "pictures/s on one GPU")
     for trial in sorted(found.trials, key=lambda trial: -trial.rate):

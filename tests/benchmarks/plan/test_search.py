@@ -48,8 +48,8 @@ def test_the_plan_has_as_many_gpus_as_the_work_needs_and_hardly_more() -> None:
     least = 100 / ground.capacity(4)
     assert least <= found.confirmed.gpus <= 2 * least + 1
     assert found.setting.max_batch == 4  # a batch costs little more than a picture
-    assert found.confirmed.p99.high <= 0.5 and found.confirmed.p50.value >= found.alone
-    assert found.short is None or (found.short.gpus < found.confirmed.gpus and found.short.p99.high > 0.5)
+    assert found.confirmed.p99.value <= 0.5 and found.confirmed.p50.value >= found.alone
+    assert found.short is None or (found.short.gpus < found.confirmed.gpus and found.short.p99.value > 0.5)
 
 
 def test_a_p99_below_the_latency_of_a_lone_picture_is_told_with_the_bound() -> None:
