@@ -73,23 +73,25 @@ def check(times: Times, record: Record, *, seed: int = 0) -> Check:
 
 
 def server_of(record: Record, cores: int, on_gpu: bool) -> Server:
-    """As the server told its settings. On a CPU an execution demands the cores that its threads can use."""
+    """As the server told its settings. An execution demands the whole device: the GPU, or all cores."""
     served = {str(series.labels["model"]): series.figures for series in record.find(SERVED)}
     if TRYON_MODEL not in served:
         raise RecordError("the record is not of a server with the server loop; plan and check are about that loop")
     places = served.pop(TRYON_MODEL)
 
-    def demand(figures: dict[str, float]) -> float:
-        threads = int(figures.get("threads", 0)) or cores
-        return 1.0 if on_gpu else min(1.0, threads / cores)
-
+    limited = {name: figures["threads"] for name, figures in served.items() if 0 < figures.get("threads", 0) < cores}
+    if limited and not on_gpu:
+        name, threads = next(iter(limited.items()))
+        raise RecordError(
+            f"the server runs {name} with {threads:g} of {cores} cores, and component times are measured with all of them; "
+            "serve a repository without --threads"
+        )
     batching = {
         name: Batching(
             int(figures["max_batch"]),
             tuple(int(size) for key, size in figures.items() if key.startswith("preferred.")),
             figures["queue_delay"],
             int(figures["instances"]),
-            demand(figures),
         )
         for name, figures in served.items()
     }

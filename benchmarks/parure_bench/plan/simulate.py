@@ -106,7 +106,7 @@ class Simulation:
         self.device = SharedDevice(self.env)
         self.generator = np.random.Generator(np.random.Philox(seed))
         self.server, self.workload, self.offered, self.host = server, workload, offered, host
-        self.batchers = {name: self._batcher(times, name, batching) for name, batching in server.batching.items()}
+        self.batchers = {name: self._batcher(times, name, server.batching[name]) for name in workload.counts()}
         self.gathering = Gathering(self.env)
         self.desk = simpy.Resource(self.env, server.at_work)
         self.count = _Count()
