@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from parure.manifest import Precision
+from parure_export.checkpoint import load_module
 from parure_export.graphs import write_graph
 from parure_export.model import TryOnUNet
 from parure_export.model.geometry import SD15
@@ -18,9 +18,7 @@ TOKENS = 257
 
 
 def main(checkpoint: Path, out: Path) -> None:
-    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32)
-    module = TryOnUNet(unet, SD15.mask_head_layers).eval()
-    del unet
+    module = TryOnUNet(load_module(checkpoint, "unet"), SD15.mask_head_layers)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -29,29 +29,33 @@ def measure_loop(
 
     All peers take turns; with `apart` one is opened after the other, for models of which memory holds only one.
     """
+    references: dict[Setting, FloatArray] = {}
     if not apart:
-        _measure_together(peers, settings, rounds, run, bars)
+        _measure_together(peers, settings, rounds, references, run, bars)
     else:
         run.notes.append("backends were measured one after the other, not in turns")
         for peer in peers:
-            _measure_together([peer], settings, rounds, run, bars)
+            _measure_together([peer], settings, rounds, references, run, bars)
     _add_speedups(run, paired=not apart)
 
 
 def _measure_together(
-    peers: Sequence[Peer], settings: Sequence[Setting], rounds: Rounds, run: Run, bars: Progress
-) -> None:
+    peers: Sequence[Peer], settings: Sequence[Setting], rounds: Rounds, references: dict[Setting, FloatArray],
+    run: Run, bars: Progress,
+) -> None:  # fmt: skip
+    """`references` are the first pictures that were made, by setting; all others are compared with them."""
     with ExitStack() as stack:
         ways = {str(way.labels): way for peer in peers for way in stack.enter_context(peer())}
         for setting in settings:
+            fitting = {name: way for name, way in ways.items() if way.fits(setting)}
             task = bars.add_task(
                 ", ".join(f"{name} {value}" for name, value in setting.labels.items()),
-                total=len(ways) * (rounds.count + rounds.warmup),
+                total=len(fitting) * (rounds.count + rounds.warmup),
             )
-            taken = Taken(ways, setting)
+            taken = Taken(fitting, setting, references)
             try:
                 for sample in interleaved(
-                    {name: partial(way.make, setting) for name, way in ways.items()},
+                    {name: partial(way.make, setting) for name, way in fitting.items()},
                     rounds, advance=lambda _, task=task: bars.advance(task),  # type: ignore[misc]
                 ):  # fmt: skip
                     taken.add(sample.name, sample.seconds, cast(Picture, sample.result))
@@ -64,8 +68,8 @@ def _measure_together(
 class Taken:
     """The pictures of one setting as they come, and the series that they make."""
 
-    def __init__(self, ways: Mapping[str, Way], setting: Setting) -> None:
-        self.ways, self.setting = ways, setting
+    def __init__(self, ways: Mapping[str, Way], setting: Setting, references: dict[Setting, FloatArray]) -> None:
+        self.ways, self.setting, self._references = ways, setting, references
         self.last: dict[str, Picture] = {}
         self._seconds: dict[str, list[float]] = {name: [] for name in ways}
         self._parts: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
@@ -83,11 +87,13 @@ class Taken:
             rest = seconds - components - sum(picture.parts.values())
             parts.setdefault("loop overhead", []).append(rest / seconds)
         self.last[way] = picture
+        if way == next(iter(self.ways)):
+            self._references.setdefault(self.setting, picture.crop)
 
     def series(self) -> list[Series]:
         """A `picture` for every way that made one, and a series for each of its parts."""
         found = []
-        reference = next((picture.crop for picture in self.last.values()), None)
+        reference = self._references.get(self.setting)
         for name, way in self.ways.items():
             if not self._seconds[name] or reference is None:
                 continue

@@ -66,6 +66,10 @@ class Way:
     executor: Executor
     make: Callable[[Setting], Picture]
 
+    def fits(self, setting: Setting) -> bool:
+        """Joined guidance is nothing of its own where nothing is guided."""
+        return self.labels["loop"] != JOINED or setting.guidance != 1.0
+
 
 Peer = Callable[[], AbstractContextManager[list[Way]]]
 

@@ -2,14 +2,17 @@
 
 `python -m parure_bench.topologies`. All ways take turns in one run, on one machine, so that their ratios mean
 something even where other work disturbs it; the server is idle while the process computes, and the other way round.
+With `--apart` it is not even there: for a bundle that the machine's memory does not hold twice.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import parure
+from parure.bundle import Bundle
 from parure.locality import client_loop_cost
 from parure.tryon import Result, TryOn
 from parure_bench.environment import environment
@@ -31,11 +35,18 @@ from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
 
+LOCAL = "in-process"
 SERVER = ("server loop, grpc", "server loop, http")
 CLIENT = ("client loop, grpc", "client loop, http")
 SHARED = ("client loop, grpc, shared memory", "client loop, http, shared memory")
-DEMO_TARGETS = {"server loop": 1.10, "client loop with shared memory": 1.25}  # seconds / in-process
+TARGETS = {  # seconds / in-process
+    "demo": {"server loop": 1.10, "client loop with shared memory": 1.25},
+    "sd15": {"server loop": 1.02, "client loop with shared memory": 1.05},
+}
+SD15_LATENT_SIZE = 64
+DEADLINE = 600.0  # seconds, for one request
 BATCH_TARGET = 4  # mean U-Net batch of 8 pictures at once
+REMOTE = (*SERVER, *CLIENT, *SHARED)
 SHARED_RUNS = 5
 WIRE_TARGET = 1.5  # bytes of a server-loop request / (inputs as files + picture as PNG)
 
@@ -52,71 +63,130 @@ class Way:
     ratio: float
 
 
+Openers = Mapping[str, Callable[[], TryOn]]
+Taken = dict[str, list[Result]]
+
+
 @click.command()
 @click.option("--work", default="out/topologies", show_default=True, type=click.Path(path_type=Path))
 @click.option("--results", default="benchmarks/results", show_default=True, type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(path_type=Path), help="Another bundle than the demo's.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
-def main(work: Path, results: Path, bundle: Path | None, rounds: int, steps: int | None) -> None:
-    """Compare server loop and client loop with the in-process loop; writes topologies.json."""
+@click.option(
+    "--way",
+    "chosen",
+    multiple=True,
+    type=click.Choice(REMOTE),
+    help="Only this one, besides server loop over gRPC [default: all].",
+)
+@click.option("--apart", is_flag=True, help="Never hold the process's components and the server's at once.")
+def main(
+    work: Path, results: Path, bundle: Path | None, rounds: int, steps: int | None, chosen: tuple[str, ...], apart: bool
+) -> None:
+    """Compare server loop and client loop with the in-process loop; writes topologies.json, or topologies-sd15.json."""
     bundle = bundle or prepared_bundle(work / "bundle", lambda text: click.echo(text, err=True))
-    write_repository(bundle, work / "models")
+    manifest = Bundle.open(bundle).manifest
+    size = "sd15" if manifest.geometry.latent_size >= SD15_LATENT_SIZE else "demo"
+    write_repository(bundle, work / size / "models")
     shot = next(demo_shots())
-    with EmbeddedServer(work / "models", client_shared_memory=True) as server:
-        server.wait_ready()
-        with opened(bundle, server.addresses) as tryons:
-            taken = measure(tryons, shot, rounds, steps)
-            cost = client_loop_cost(next(iter(tryons.values())).manifest, steps)
-            together = [shared_batches(server.addresses, tryons[SERVER[0]], shot) for _ in range(SHARED_RUNS)]
-    ways = [way(name, pictures, taken["in-process"]) for name, pictures in taken.items()]
-    found = {
-        "server loop": next(w.ratio for w in ways if w.name == SERVER[0]),
-        "client loop with shared memory": min(w.ratio for w in ways if w.name in SHARED),
-    }
+    remotes = tuple(dict.fromkeys((SERVER[0], *chosen))) if chosen else REMOTE
+    measure = taken_apart if apart else taken_together
+    taken, together = measure(bundle, work / size / "models", remotes, shot, rounds, steps)
+    ways = [way(name, pictures, taken[LOCAL]) for name, pictures in taken.items()]
+    cost = client_loop_cost(manifest, steps)
     report = {
-        "command": f"python -m parure_bench.topologies --rounds {rounds}" + (f" --steps {steps}" if steps else ""),
+        "command": " ".join(["python -m parure_bench.topologies", *(shlex.quote(word) for word in sys.argv[1:])]),
         "environment": environment().model_dump(mode="json"),
         "picture": {"shot": shot.name, "steps": cost.steps, "tensor_bytes_at_most": asdict(cost)},
         "ways": [asdict(w) for w in ways],
-        "found": {name: {"ratio": ratio, "target_at_demo_size": DEMO_TARGETS[name]} for name, ratio in found.items()},
+        "found": {name: {"ratio": found, "target": TARGETS[size][name]} for name, found in ratios(ways).items()},
         "wire": wire_ratio(shot, taken[SERVER[0]][0]) | {"target": WIRE_TARGET},
-        "eight_pictures_at_once": {"runs": together, "mean_unet_batch_target": BATCH_TARGET},
     }
+    if together:
+        report["eight_pictures_at_once"] = {"runs": together, "mean_unet_batch_target": BATCH_TARGET}
     results.mkdir(parents=True, exist_ok=True)
-    (results / "topologies.json").write_text(json.dumps(report, indent=2) + "\n")
+    name = "topologies.json" if size == "demo" else f"topologies-{size}.json"
+    (results / name).write_text(json.dumps(report, indent=2) + "\n")
     show(ways)
 
 
+def taken_together(
+    bundle: Path, models: Path, chosen: Sequence[str], shot: Shot, rounds: int, steps: int | None
+) -> tuple[Taken, list[dict[str, float]]]:
+    """`rounds` pictures of every way, in turn, after one that warms up and keeps the ornament; then eight at once."""
+    taken: Taken = {}
+    with served(models) as at, opened(in_process(bundle) | remote(at, chosen)) as tryons:
+        for turn in range(rounds + 1):
+            pictures(tryons, shot, steps, taken if turn else {})
+        eight = [shared_batches(at, tryons[SERVER[0]], shot) for _ in range(SHARED_RUNS)]
+    return checked(taken), eight
+
+
+def taken_apart(
+    bundle: Path, models: Path, chosen: Sequence[str], shot: Shot, rounds: int, steps: int | None
+) -> tuple[Taken, list[dict[str, float]]]:
+    """As `taken_together`, but process and server are opened, warmed up and closed again in every round."""
+    taken: Taken = {}
+    for _ in range(rounds):
+        with opened(in_process(bundle)) as tryons:
+            pictures(tryons, shot, steps, {})
+            pictures(tryons, shot, steps, taken)
+        with served(models) as at, opened(remote(at, chosen)) as tryons:
+            pictures(tryons, shot, steps, {})
+            pictures(tryons, shot, steps, taken)
+    return checked(taken), []
+
+
 @contextmanager
-def opened(bundle: Path, at: Addresses) -> Iterator[dict[str, TryOn]]:
-    """Every way to run the loop, by name."""
+def served(models: Path) -> Iterator[Addresses]:
+    with EmbeddedServer(models, client_shared_memory=True) as server:
+        server.wait_ready()
+        yield server.addresses
+
+
+def in_process(bundle: Path) -> dict[str, Callable[[], TryOn]]:
+    return {LOCAL: lambda: parure.open(bundle)}
+
+
+def remote(at: Addresses, chosen: Sequence[str]) -> dict[str, Callable[[], TryOn]]:
+    """The `chosen` ways to use a server, by name."""
     openers: dict[str, Callable[[], TryOn]] = {
-        "in-process": lambda: parure.open(bundle),
-        SERVER[0]: lambda: parure.open(at.grpc, loop="server"),
-        SERVER[1]: lambda: parure.open(at.http, loop="server"),
-        CLIENT[0]: lambda: parure.open(at.grpc, loop="client"),
-        CLIENT[1]: lambda: parure.open(at.http, loop="client"),
-        SHARED[0]: lambda: parure.open(at.grpc, shared_memory=True),
-        SHARED[1]: lambda: parure.open(at.http, shared_memory=True),
+        SERVER[0]: lambda: parure.open(at.grpc, loop="server", deadline=DEADLINE),
+        SERVER[1]: lambda: parure.open(at.http, loop="server", deadline=DEADLINE),
+        CLIENT[0]: lambda: parure.open(at.grpc, loop="client", deadline=DEADLINE),
+        CLIENT[1]: lambda: parure.open(at.http, loop="client", deadline=DEADLINE),
+        SHARED[0]: lambda: parure.open(at.grpc, shared_memory=True, deadline=DEADLINE),
+        SHARED[1]: lambda: parure.open(at.http, shared_memory=True, deadline=DEADLINE),
     }
+    return {name: openers[name] for name in chosen}
+
+
+@contextmanager
+def opened(openers: Openers) -> Iterator[dict[str, TryOn]]:
     with ExitStack() as stack:
         yield {name: stack.enter_context(opener()) for name, opener in openers.items()}
 
 
-def measure(tryons: Mapping[str, TryOn], shot: Shot, rounds: int, steps: int | None) -> dict[str, list[Result]]:
-    """`rounds` pictures each, in turn, after one that warms up and keeps the ornament; all must be equal."""
-    taken: dict[str, list[Result]] = {name: [] for name in tryons}
-    for turn in range(rounds + 1):
-        for name, tryon in tryons.items():
-            result = tryon(shot.photo, shot.ornament, shot.box, steps=steps)
-            if turn:
-                taken[name].append(result)
-    first = taken["in-process"][0]
+def pictures(tryons: Mapping[str, TryOn], shot: Shot, steps: int | None, into: Taken) -> None:
+    for name, tryon in tryons.items():
+        into.setdefault(name, []).append(tryon(shot.photo, shot.ornament, shot.box, steps=steps))
+
+
+def checked(taken: Taken) -> Taken:
+    """All ways computed one picture."""
+    first = taken[LOCAL][0]
     for name, results in taken.items():
         if not all(np.array_equal(result.latents, first.latents) for result in results):
             raise SystemExit(f"{name} computed another picture than the in-process loop")
     return taken
+
+
+def ratios(ways: Sequence[Way]) -> dict[str, float]:
+    """What the targets are set for, where it was measured."""
+    found = {"server loop": SERVER[:1], "client loop with shared memory": SHARED}
+    seen = {name: [w.ratio for w in ways if w.name in names] for name, names in found.items()}
+    return {name: min(values) for name, values in seen.items() if values}
 
 
 def shared_batches(at: Addresses, tryon: TryOn, shot: Shot) -> dict[str, float]:

@@ -131,7 +131,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         first = error.errors()[0]
         field = ".".join(str(part) for part in ("parure", *first["loc"]))
         raise CheckpointError(f"{folder / INDEX}: {field}: {first['msg']}") from error
-    loaded = {name: _load(folder, name) for name in FOLDERS}
+    loaded = {name: load_module(folder, name) for name in FOLDERS}
     modules = RawModules(**loaded)
     _check_fit(folder, modules)
     return Checkpoint(
@@ -180,7 +180,7 @@ def _read_json(path: Path, subject: str) -> dict[str, Any]:
     return content
 
 
-def _load(folder: Path, name: str) -> Any:
+def load_module(folder: Path, name: str) -> Any:
     """One module from its subfolder, with its failure told in the checkpoint's words."""
     expected = f"a {FOLDERS[name].__name__} saved with safe_serialization=True"
     if not (folder / name).is_dir():

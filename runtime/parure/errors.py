@@ -20,6 +20,7 @@
     │   ├── BundleMismatch           the server serves another bundle than expected
     │   ├── SharedMemoryRefused      the server does not take shared memory
     │   └── InvalidReply             a reply of the wrong size, shape or with non-finite numbers
+    ├── StorageError                 results cannot be written, or inputs not be read, though nothing is wrong with them
     └── Cancelled                    the caller gave up
 
 Messages name the subject, what was received, what was expected, and what to do next.
@@ -108,6 +109,10 @@ class SharedMemoryRefused(ServerError):
 
 class InvalidReply(ServerError):
     """A reply has the wrong byte count, shape or type, or holds numbers that are not finite."""
+
+
+class StorageError(ParureError):
+    """A disk or an object store fails: full, gone, or not answering."""
 
 
 class Cancelled(ParureError):

@@ -106,12 +106,12 @@ class LocalLoop:
         return self.executor.manifest
 
     @property
-    def name(self) -> str:
-        return self.executor.name
-
-    @property
     def identity(self) -> str:
         return self.executor.identity
+
+    @property
+    def name(self) -> str:
+        return self.executor.name
 
     def run(
         self, request: Request, preview: Preview | None, watch: Stopwatch | None = None

@@ -16,7 +16,15 @@ from tritonclient.utils import (  # type: ignore[import-untyped]
     triton_to_np_dtype,
 )
 
-from parure.errors import CallRefused, DeadlineExceeded, InvalidReply, ServerBusy, ServerUnavailable
+from parure.errors import (
+    CallRefused,
+    DeadlineExceeded,
+    InvalidReply,
+    ModelUnavailable,
+    ServerBusy,
+    ServerError,
+    ServerUnavailable,
+)
 from parure.executor import Array, Arrays
 from parure.triton_transport import (
     HEADER_LENGTH,
@@ -88,7 +96,32 @@ class GrpcCalls(GrpcTransport):
             metadata.append((TRACE_PARAMETER, trace))
         count(request.ByteSize(), 0)
         call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
-        return _primed(_responses(call))
+        return _primed(self._responses(call))
+
+    def _responses(self, call: Any) -> Responses:
+        try:
+            for message in call:
+                count(0, message.ByteSize())
+                if message.error_message:
+                    raise self._refusal(message.error_message)
+                reply = message.infer_response
+                if len(reply.raw_output_contents) != len(reply.outputs):
+                    raise InvalidReply(f"model {TRYON_MODEL!r} declared {len(reply.outputs)} outputs and sent others")
+                with well_formed(TRYON_MODEL):
+                    outputs = {
+                        output.name: _unpacked(output.datatype, output.shape, content)
+                        for output, content in zip(reply.outputs, reply.raw_output_contents, strict=True)
+                    }
+                yield outputs
+        finally:
+            call.cancel()  # of no effect on a call that has ended
+
+    def _refusal(self, said: str) -> ServerError:
+        """What Triton refuses before the model sees it has no status code in a stream: a wrong call, or a server
+        that is about to end."""
+        if self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=self._deadline).ready:
+            return CallRefused(f"model {TRYON_MODEL!r} refused the call ({said})")
+        return ModelUnavailable(f"model {TRYON_MODEL!r} takes no more calls ({said}); try again, or elsewhere")
 
 
 class HttpCalls(HttpTransport):
@@ -111,40 +144,20 @@ class HttpCalls(HttpTransport):
             request_id=identifier,
             parameters=None if trace is None else {TRACE_PARAMETER: trace},
         )
+        headers = {HEADER_LENGTH: str(header_length)} | ({} if trace is None else {TRACE_PARAMETER: trace})
         bounded = copy.copy(self)
         bounded._deadline = timeout
         try:
-            headers, reply = bounded._call(
-                "POST", f"/v2/models/{UNARY_MODEL}/infer", body, {HEADER_LENGTH: str(header_length)}
-            )
+            reply_headers, reply = bounded._call("POST", f"/v2/models/{UNARY_MODEL}/infer", body, headers)
             count(len(body), len(reply))
         except HttpStatus as error:
             if error.status == _CLIENT_CLOSED_REQUEST:
                 raise DeadlineExceeded(f"model {UNARY_MODEL!r} gave the picture up: {error}") from error
             raise
         with well_formed(UNARY_MODEL):
-            result = InferenceServerClient.parse_response_body(reply, header_length=int(headers[HEADER_LENGTH]))
+            result = InferenceServerClient.parse_response_body(reply, header_length=int(reply_headers[HEADER_LENGTH]))
             names = [output["name"] for output in result.get_response()["outputs"]]
             return _primed(_once({name: result.as_numpy(name) for name in names}))
-
-
-def _responses(call: Any) -> Responses:
-    try:
-        for message in call:
-            count(0, message.ByteSize())
-            if message.error_message:  # what Triton refuses before the model sees it has no status code in a stream
-                raise CallRefused(f"model {TRYON_MODEL!r} refused the call ({message.error_message})")
-            reply = message.infer_response
-            if len(reply.raw_output_contents) != len(reply.outputs):
-                raise InvalidReply(f"model {TRYON_MODEL!r} declared {len(reply.outputs)} outputs and sent others")
-            with well_formed(TRYON_MODEL):
-                outputs = {
-                    output.name: _unpacked(output.datatype, output.shape, content)
-                    for output, content in zip(reply.outputs, reply.raw_output_contents, strict=True)
-                }
-            yield outputs
-    finally:
-        call.cancel()  # of no effect on a call that has ended
 
 
 def _once(outputs: dict[str, Array]) -> Responses:

@@ -73,7 +73,7 @@ def test_every_way_makes_the_same_picture_and_the_naive_ones_call_reference_net_
                "--box-mask", "--mode", "mask=9", "--rounds", "2", "--warmup", "0", "--out", out) == 0  # fmt: skip
     record = load_record(out)
     pictures = record.find("picture")
-    assert len(pictures) == 4 * (5 + 4)  # settings x (ONNX Runtime: exact, new, naive, joined, mode; PyTorch: no mode)
+    assert len(pictures) == 2 * (5 + 4) + 2 * (4 + 3)  # guided: exact, new, naive, joined, mode; PyTorch without mode
     assert all(len(series.samples) == 2 for series in pictures)
     assert all(series.figures["psnr_db"] > 60 for series in pictures if series.labels["loop"] != "mask=9")
     naive = record.find("picture", backend="torch", loop="naive")

@@ -1,0 +1,1 @@
+"""Batch jobs: a table of pictures to make, any number of servers, and nothing lost, torn or made twice."""
