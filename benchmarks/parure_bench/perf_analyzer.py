@@ -25,6 +25,7 @@ from parure.executor import Array
 from parure.tryon_wire import UNARY_MODEL, png
 from parure_bench.record import Series
 from parure_bench.serve.inputs import Case
+from parure_triton.flags import ADMIN_HEADER
 
 WHEELS = (("tritonclient==2.50.0", "manylinux1_x86_64"), ("nvidia-cuda-runtime-cu12", "manylinux2014_x86_64"))
 DEBIAN = "libb64-0d"
@@ -115,25 +116,37 @@ def _bytes(array: Array) -> dict[str, object]:
     return {"content": {"b64": base64.b64encode(np.asarray(array).tobytes()).decode()}, "shape": [int(array.size)]}
 
 
-def analyzed(analyzer: Analyzer, url: str, inputs: Path, concurrency: int, requests: int, work: Path) -> Analyzed:
-    """Run one level of `requests`. Raises `ParureError` with what perf_analyzer said where it fails, or a request does."""
+def analyzed(
+    analyzer: Analyzer,
+    url: str,
+    inputs: Path,
+    concurrency: int,
+    requests: int,
+    work: Path,
+    admin_key: str | None = None,
+) -> Analyzed:
+    """Run one level of `requests`. Raises `ParureError` with what perf_analyzer said where it fails, or a request does.
+
+    It reads the server's statistics, which a server of parure shows only to holders of its `admin_key`, over HTTP.
+    """
     parts = urlsplit(url)
+    if admin_key is not None and parts.scheme != "http":
+        raise InputError(
+            f"perf_analyzer sends the key over HTTP only, and the server's URL is {url}; give http://HOST:PORT"
+        )
     table = work / f"perf-{concurrency}.csv"
+    table.unlink(missing_ok=True)
     command = [
         str(analyzer.binary), "-m", UNARY_MODEL, "-i", parts.scheme, "-u", f"{parts.hostname}:{parts.port}",
         "--input-data", str(inputs), "--concurrency-range", str(concurrency), "--request-count", str(requests),
-        "--percentile", "99", "-f", str(table),
+        "--percentile", "99", "-f", str(table), *(["-H", f"{ADMIN_HEADER}:{admin_key}"] if admin_key else []),
     ]  # fmt: skip
     said = _run(command, work, analyzer.environment())
     if not table.exists():
         raise ParureError(f"perf_analyzer measured nothing at {url}; it said:\n{said[-2000:]}")
     row = next(csv.DictReader(table.read_text().splitlines()))
-    micro = 1e-6
-    return Analyzed(
-        concurrency,
-        float(row["Inferences/Second"]),
-        *(float(row[f"{name} latency"]) * micro for name in ("p50", "p90", "p99")),
-    )
+    p50, p90, p99 = (float(row[f"{name} latency"]) / 1e6 for name in ("p50", "p90", "p99"))
+    return Analyzed(concurrency, float(row["Inferences/Second"]), p50, p90, p99)
 
 
 def _run(command: Sequence[str], where: Path, environment: dict[str, str] | None = None) -> str:
@@ -150,5 +163,10 @@ def _run(command: Sequence[str], where: Path, environment: dict[str, str] | None
         raise ParureError(f"{command[0]} did not end within {_WAIT} s; is the server alive?") from error
     said = done.stdout + done.stderr
     if done.returncode:
+        if "restricted" in said:
+            raise InputError(
+                "the server shows its statistics, which perf_analyzer reads, only to holders of its key; serve with "
+                "`parure serve --admin-key KEY`, and give the same --admin-key with its http:// URL"
+            )
         raise ParureError(f"{Path(command[0]).name} failed with {done.returncode}:\n{said.strip()[-2000:]}")
     return said

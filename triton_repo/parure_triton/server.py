@@ -57,11 +57,13 @@ class EmbeddedServer:
         metrics_port: int = 0,
         log: Path | None = None,
         client_shared_memory: bool = False,
+        admin_key: str | None = None,
     ) -> None:
         """`repository`: what `write_repository` wrote. `log`: where to keep the server's log, else a temporary file.
 
         `client_shared_memory` lets every client that reaches the ports have the server read and write any shared
-        memory of this user: for trusted clients on this host only.
+        memory of this user: for trusted clients on this host only. `admin_key` opens what is closed to clients; None: a
+        key that nobody knows.
         Raises `InputError` for a folder that is no repository, and an environment that cannot run Triton.
         """
         self._repository = Path(repository).resolve()
@@ -74,6 +76,7 @@ class EmbeddedServer:
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._given_log = log
         self._client_shared_memory = client_shared_memory
+        self._admin_key = admin_key or secrets.token_hex(16)
         self._shm_prefix = f"triton_python_backend_shm_region_{secrets.token_hex(6)}_"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -170,9 +173,7 @@ class EmbeddedServer:
             *(f"--{name}-address={HOST}" for name in self._ports),
             *(f"--{name}-port={port}" for name, port in self._ports.items()),
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            *locked_down(  # with a key that nobody knows
-                secrets.token_hex(16), DRAIN_SECONDS, client_shared_memory=self._client_shared_memory
-            ),
+            *locked_down(self._admin_key, DRAIN_SECONDS, client_shared_memory=self._client_shared_memory),
         ]
         try:
             stream = self.log.open("wb")
@@ -225,6 +226,7 @@ def serve(
     on_ready: Callable[[Addresses], None],
     log: Path | None = None,
     client_shared_memory: bool = False,
+    admin_key: str | None = None,
 ) -> None:
     """Serve `repository` until SIGINT or SIGTERM, then drain and return; a second signal ends the server at once.
 
@@ -239,6 +241,7 @@ def serve(
             metrics_port=metrics_port,
             log=log,
             client_shared_memory=client_shared_memory,
+            admin_key=admin_key,
         )
         signals.on_second = server.kill
         with server:

@@ -14,7 +14,7 @@ from parure_bench.plan.simulate import Host, Offered, Outcome, Server, simulate
 from parure_bench.plan.times import Times
 from parure_bench.plan.workload import Workload
 from parure_bench.record import Record, Series
-from parure_bench.serve.levels import REQUEST
+from parure_bench.serve.levels import REQUEST, scheduled, throughput
 from parure_bench.serve.settings import SERVED
 
 PICTURES = 600
@@ -73,23 +73,25 @@ def check(times: Times, record: Record, *, seed: int = 0) -> Check:
 
 
 def server_of(record: Record, cores: int, on_gpu: bool) -> Server:
-    """As the server told its settings. On a CPU an execution demands the cores that its threads can use."""
+    """As the server told its settings. An execution demands the whole device: the GPU, or all cores."""
     served = {str(series.labels["model"]): series.figures for series in record.find(SERVED)}
     if TRYON_MODEL not in served:
         raise RecordError("the record is not of a server with the server loop; plan and check are about that loop")
     places = served.pop(TRYON_MODEL)
 
-    def demand(figures: dict[str, float]) -> float:
-        threads = int(figures.get("threads", 0)) or cores
-        return 1.0 if on_gpu else min(1.0, threads / cores)
-
+    limited = {name: figures["threads"] for name, figures in served.items() if 0 < figures.get("threads", 0) < cores}
+    if limited and not on_gpu:
+        name, threads = next(iter(limited.items()))
+        raise RecordError(
+            f"the server runs {name} with {threads:g} of {cores} cores, and component times are measured with all of them; "
+            "serve a repository without --threads"
+        )
     batching = {
         name: Batching(
             int(figures["max_batch"]),
             tuple(int(size) for key, size in figures.items() if key.startswith("preferred.")),
             figures["queue_delay"],
             int(figures["instances"]),
-            demand(figures),
         )
         for name, figures in served.items()
     }
@@ -126,29 +128,25 @@ def _levels(
         if "mean_unet_batch" in series.figures:
             measured["mean_unet_batch"] = series.figures["mean_unet_batch"]
         offered = _offered(series)
-        outcomes = simulate(
-            times, workload, replace(server, waiting=10**9), offered, host, range(seed, seed + _runs(offered))
-        )
-        yield Compared(load_of(series), measured, _predicted(outcomes))
+        seeds = range(seed, seed + min(50, max(1, PICTURES // offered.pictures)))
+        outcomes = simulate(times, workload, replace(server, waiting=10**9), offered, host, seeds)
+        yield Compared(load_of(series), measured, _predicted(outcomes, offered.concurrency or None))
 
 
 def _offered(series: Series) -> Offered:
-    """As many pictures as were measured, or the queue of an overloaded server would grow longer than it did."""
+    """The very arrivals that were measured; or callers."""
     if "rate" in series.labels:
-        return Offered(max(int(series.figures["requests"]), 10), rate=float(series.figures["offered"]))
+        due = scheduled(float(series.labels["rate"]), series.figures)
+        return Offered(len(due), due=due)
     return Offered(PICTURES // 3, concurrency=int(series.labels["concurrency"]))
 
 
-def _runs(offered: Offered) -> int:
-    return max(1, min(12, PICTURES // offered.pictures))
-
-
-def _predicted(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Of all runs together."""
-    mean = {
-        "throughput": [outcome.throughput for outcome in outcomes],
+def _predicted(outcomes: Sequence[Outcome], callers: int | None) -> dict[str, float]:
+    """Means over the runs."""
+    values = {
+        "throughput": [throughput(outcome.ends, outcome.latencies, callers) for outcome in outcomes],
         "p50": [outcome.quantile(0.5) for outcome in outcomes],
         "p99": [outcome.quantile(0.99) for outcome in outcomes],
         "mean_unet_batch": [outcome.batches["unet"] for outcome in outcomes],
     }
-    return {name: float(np.mean(values)) for name, values in mean.items()}
+    return {name: float(np.mean(each)) for name, each in values.items()}

@@ -15,6 +15,7 @@ from parure_bench.plan.simulate import Host, Offered, Server, simulate
 from parure_bench.plan.times import Times
 from parure_bench.plan.workload import Workload
 from parure_bench.statistics import Estimate
+from parure_triton.loop_model.meeting import MET
 
 DELAYS = (0.001, 0.0, 0.005)  # without any, the first of several calls that come together goes alone
 _HALVINGS = 6
@@ -57,7 +58,7 @@ class Ground:
 
     def server(self, setting: Setting) -> Server:
         def batching(name: str) -> Batching:
-            delay = setting.delay if name in ("unet", "reference_net") else 0.0
+            delay = setting.delay if name in MET else 0.0
             return Batching(setting.max_batch, (setting.max_batch,), delay, self.instances, self.demand)
 
         return Server({name: batching(name) for name in self.workload.counts()}, setting.at_work, self.waiting)
@@ -138,16 +139,16 @@ def plan(
 
 
 def _fewest(confirm: Callable[[int], Confirmed], start: int, p99: float) -> tuple[Confirmed, Confirmed | None]:
-    """The fewest GPUs that keep `p99` with certainty, to 2 %, and the most that were seen to fail."""
+    """The fewest GPUs whose mean p99 keeps the promise, to 2 %, and the most that were seen to fail."""
     found, short = confirm(start), None
-    while found.p99.high > p99:
+    while found.p99.value > p99:
         found, short = confirm(math.ceil(found.gpus * _GROWTH) if found.gpus > 1 else 2), found
     while short is None and found.gpus > 1:
         fewer = confirm(max(1, math.floor(found.gpus / _GROWTH)))
-        found, short = (fewer, None) if fewer.p99.high <= p99 else (found, fewer)
+        found, short = (fewer, None) if fewer.p99.value <= p99 else (found, fewer)
     while short is not None and found.gpus - short.gpus > max(1, 0.02 * found.gpus):
         between = confirm((found.gpus + short.gpus) // 2)
-        found, short = (between, short) if between.p99.high <= p99 else (found, between)
+        found, short = (between, short) if between.p99.value <= p99 else (found, between)
     return found, short
 
 

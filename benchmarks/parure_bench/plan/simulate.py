@@ -15,6 +15,8 @@ from parure_bench.plan.times import Times
 from parure_bench.plan.workload import LAST, Workload
 
 Process = Generator[simpy.Event, object, None]
+WARMUP = 0.1  # share of the pictures that are not counted
+PERCENT_LATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,28 @@ class Host:
 
 @dataclass(frozen=True)
 class Offered:
-    """Pictures that arrive at random, `rate` a second, or `concurrency` callers who ask again at once."""
+    """`pictures` at random, `rate` a second, or when they are `due`, or by `concurrency` callers who ask again at once."""
 
     pictures: int
     rate: float | None = None
     concurrency: int = 0
+    due: tuple[float, ...] | None = None
+
+    @property
+    def warmup(self) -> int:
+        """Pictures that do not count; of a given schedule all do."""
+        return 0 if self.due is not None else int(WARMUP * self.pictures)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Latencies in seconds of pictures after the warm-up, in the order of their end; `inf` for refused ones.
+    """Latencies in seconds of pictures after the warm-up, in the order of their end; `inf` for refused ones. `ends`: when.
 
     `in_flight` pictures were not done when the simulation was stopped. `batches`: mean batch of each component.
     """
 
     latencies: tuple[float, ...]
+    ends: tuple[float, ...]
     arrived: int
     done: int
     refused: int
@@ -81,11 +90,8 @@ class _Count:
     done: int = 0
     refused: int = 0
     late: int = 0
-    latencies: list[tuple[int, float]] = field(default_factory=list)
-
-
-WARMUP = 0.1  # share of the pictures that are not counted
-PERCENT_LATE = 0.01
+    latencies: list[tuple[int, float, float]] = field(default_factory=list)
+    """Number, latency, and the moment of the end."""
 
 
 class Simulation:
@@ -100,7 +106,7 @@ class Simulation:
         self.device = SharedDevice(self.env)
         self.generator = np.random.Generator(np.random.Philox(seed))
         self.server, self.workload, self.offered, self.host = server, workload, offered, host
-        self.batchers = {name: self._batcher(times, name, batching) for name, batching in server.batching.items()}
+        self.batchers = {name: self._batcher(times, name, server.batching[name]) for name in workload.counts()}
         self.gathering = Gathering(self.env)
         self.desk = simpy.Resource(self.env, server.at_work)
         self.count = _Count()
@@ -108,16 +114,20 @@ class Simulation:
         self.over = self.env.event()
 
     def run(self) -> Outcome:
-        if self.offered.rate is not None:
-            self.env.process(self._arrivals(self.offered.rate))
+        offered = self.offered
+        if offered.due is not None:
+            self.env.process(self._arrivals(np.diff((0.0, *offered.due)).tolist()))
+        elif offered.rate is not None:
+            self.env.process(self._arrivals(self.generator.exponential(1 / offered.rate, offered.pictures).tolist()))
         else:
-            for _ in range(self.offered.concurrency):
+            for _ in range(offered.concurrency):
                 self.env.process(self._caller())
         self.env.run(self.over)
-        count, first = self.count, int(WARMUP * self.offered.pictures)
+        count, first = self.count, self.offered.warmup
         now = self.env.now
         return Outcome(
-            latencies=tuple(latency for number, latency in count.latencies if number >= first),
+            latencies=tuple(latency for number, latency, _ in count.latencies if number >= first),
+            ends=tuple(end for number, _, end in count.latencies if number >= first),
             arrived=count.arrived,
             done=count.done,
             refused=count.refused,
@@ -132,8 +142,8 @@ class Simulation:
         curve = times.curves[name]
         return Batcher(self.env, self.device, batching, lambda batch: curve.drawn(batch, self.generator))
 
-    def _arrivals(self, rate: float) -> Process:
-        for gap in self.generator.exponential(1 / rate, self.offered.pictures):
+    def _arrivals(self, gaps: list[float]) -> Process:
+        for gap in gaps:
             yield self.env.timeout(gap)
             self.env.process(self._picture())
 
@@ -176,14 +186,14 @@ class Simulation:
 
     def _ended(self, number: int, latency: float) -> None:
         count = self.count
-        count.latencies.append((number, latency))
-        count.late += latency > self.limit and number >= WARMUP * self.offered.pictures
+        count.latencies.append((number, latency, self.env.now))
+        count.late += latency > self.limit and number >= self.offered.warmup
         ended = count.done + count.refused
         if (ended == self.offered.pictures or self._hopeless()) and not self.over.triggered:
             self.over.succeed()
 
     def _hopeless(self) -> bool:
-        return self.count.late > PERCENT_LATE * (1 - WARMUP) * self.offered.pictures + 1
+        return self.count.late > PERCENT_LATE * (self.offered.pictures - self.offered.warmup) + 1
 
 
 def simulate(

@@ -55,8 +55,9 @@ def _section(record: Record, pictures: list[Series], setting: tuple[str, ...], i
     figure.update_layout(margin={"l": 330, "t": 16})
     figure.update_xaxes(title_text="times as fast as the naive loop", rangemode="tozero")
     best = ordered[-1]
+    taken = "one after the other" if any("one after the other" in note for note in record.notes) else "taken in turns"
     caption = (
-        f"{', '.join(setting)}, on {machine(record)}; same weights, same machine, taken in turns. Blue: ours; orange: the loop "
+        f"{', '.join(setting)}, on {machine(record)}; same weights, same machine, {taken}. Blue: ours; orange: the loop "
         f"of papers' code. The fastest is {_name(best)}, {best.figures['speedup']:.2f} times as fast. Bars: 95 % bootstrap "
         "intervals of the ratio."
     )

@@ -13,6 +13,7 @@ from parure_bench.statistics import summarise
 
 AXES = {"mode": ("modes", BLUE), "steps": ("fewer steps", ORANGE), "solver": ("another solver", GREEN)}
 AIM_SPEED, AIM_DB = 2.0, 35.0
+EQUAL_DB = 100.0
 
 
 def draw(records: Sequence[Record]) -> list[Section]:
@@ -34,9 +35,15 @@ def _label(series: Series) -> str:
 def _section(record: Record, index: int) -> Section:
     ways = sorted(_ways(record), key=lambda series: series.figures["speed"])
     figure = go.Figure()
+    rest = [series.figures["psnr_exact"] for series in ways if series.figures["psnr_exact"] < EQUAL_DB]
+    top = max(rest, default=EQUAL_DB) + 6  # equal pictures would press all others together
+
+    def height(series: Series) -> float:
+        return min(series.figures["psnr_exact"], top)
+
     frontier = [series for series in ways if series.figures.get("pareto")]
     figure.add_trace(
-        go.Scatter(x=[s.figures["speed"] for s in frontier], y=[s.figures["psnr_exact"] for s in frontier], mode="lines",
+        go.Scatter(x=[s.figures["speed"] for s in frontier], y=[height(s) for s in frontier], mode="lines",
                    name="frontier", line={"color": GREY, "width": 1.5}, hoverinfo="skip")
     )  # fmt: skip
     for axis, (name, colour) in AXES.items():
@@ -46,7 +53,7 @@ def _section(record: Record, index: int) -> Section:
         figures = [series.figures for series in mine]
         figure.add_trace(
             go.Scatter(
-                x=[f["speed"] for f in figures], y=[f["psnr_exact"] for f in figures], name=name, mode="markers+text",
+                x=[f["speed"] for f in figures], y=[height(s) for s in mine], name=name, mode="markers+text",
                 text=[_label(s) if s.figures.get("pareto") else "" for s in mine], textposition="top right",
                 textfont={"size": 11}, customdata=[_label(s) for s in mine],
                 marker={"size": 10, "color": [colour if s.figures.get("pareto") else "rgba(0,0,0,0)" for s in mine],
@@ -54,7 +61,7 @@ def _section(record: Record, index: int) -> Section:
                 error_x={"type": "data", "symmetric": False, "color": GREY, "thickness": 1,
                          "array": [f.get("speed_high", f["speed"]) - f["speed"] for f in figures],
                          "arrayminus": [f["speed"] - f.get("speed_low", f["speed"]) for f in figures]},
-                hovertemplate="%{customdata}: %{x:.3g} x, %{y:.1f} dB<extra></extra>",
+                hovertemplate="%{customdata}: %{x:.3g} x, %{y:.3g} dB<extra></extra>",
             )
         )  # fmt: skip
     figure.add_vline(x=AIM_SPEED, line={"color": PLUM, "width": 1, "dash": "dot"})
@@ -71,7 +78,7 @@ def _section(record: Record, index: int) -> Section:
     )
     caption = (
         f"Held-out pictures on {machine(record)}. Filled: on the frontier, nothing else is both faster and nearer to exact. "
-        f"Equal pictures count as 100 dB. The dotted lines are the aim, {AIM_SPEED:g} x at {AIM_DB:g} dB: {aim}."
+        f"Pictures that are equal to exact's stand at the top. The dotted lines are the aim, {AIM_SPEED:g} x at {AIM_DB:g} dB: {aim}."
     )
     return Section(
         f"quality-{index + 1}" if index else "quality",

@@ -63,13 +63,19 @@ def measured(curve: Curve, ask: Ask, alive: Alive, extent: Extent, counts: Count
     rates = extent.rates if extent.rates is not None else _rates(points["concurrency"])
     for index, rate in enumerate(sorted(rates)):
         earlier = counts()
-        taken = open_loop(ask, poisson(rate, extent.seconds, extent.seed + index), alive)
-        series = level(curve, "rate", rate, taken, _difference(counts, earlier, taken))
+        schedule = {"schedule_seconds": extent.seconds, "schedule_seed": float(extent.seed + index)}
+        taken = open_loop(ask, scheduled(rate, schedule), alive)
+        series = level(curve, "rate", rate, taken, _difference(counts, earlier, taken) | schedule)
         yield series
         _check_alive(taken)
         points["rate"].append(_point(rate, series))
         unloaded = unloaded or points["rate"][0].p50
     yield from _knees(curve, points, unloaded or 0.0)
+
+
+def scheduled(rate: float, figures: Mapping[str, float]) -> tuple[float, ...]:
+    """The arrivals of a level, from the figures that its series keeps."""
+    return poisson(rate, figures["schedule_seconds"], int(figures["schedule_seed"]))
 
 
 def level(curve: Curve, by: Arrivals, load: float, taken: Taken, counted: Mapping[str, float]) -> Series:
@@ -79,7 +85,11 @@ def level(curve: Curve, by: Arrivals, load: float, taken: Taken, counted: Mappin
     figures = {
         "seconds": taken.seconds,
         "requests": float(len(taken.answers)),
-        "throughput": _flow([answer.ended for answer in good], taken.seconds),
+        "throughput": throughput(
+            [answer.ended for answer in good],
+            [answer.latency for answer in good],
+            load if by == "concurrency" else None,
+        ),
         "offered": _flow([answer.due for answer in taken.answers], taken.seconds),
         "complete": float(taken.died is None),
         **{f"errors.{kind}": float(count) for kind, count in errors.items()},
@@ -114,8 +124,22 @@ def _figures_of(good: Sequence[Answer], taken: Taken) -> dict[str, float]:
     }
 
 
+def throughput(ends: Sequence[float], latencies: Sequence[float], callers: float | None) -> float:
+    """Pictures a second. Of callers by Little's law, callers / mean latency, which the ends of a short run do not bend.
+
+    Of arrivals: from the first due moment to the last answer, less the latency that no load would save.
+    """
+    if not latencies:
+        return 0.0
+    if callers is not None:
+        return callers / float(np.mean(latencies))
+    first = min(end - latency for end, latency in zip(ends, latencies, strict=True))
+    span = max(ends) - first - min(latencies)
+    return (len(ends) - 1) / span if span > 0 else len(ends) / max(latencies)
+
+
 def _flow(moments: Sequence[float], seconds: float) -> float:
-    """Events a second between the first and the last, so that neither the first latency nor the last counts."""
+    """Events a second between the first and the last."""
     span = max(moments, default=0.0) - min(moments, default=0.0)
     return (len(moments) - 1) / span if span > 0 else len(moments) / seconds
 

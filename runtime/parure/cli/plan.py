@@ -78,14 +78,13 @@ def command(
     if records:
         if bundle is not None or efficiency is not None:
             raise InputError("--bundle and --efficiency are of a roofline, and --records take its place; drop one side")
-        times, default_steps, demand = _measured(records, backend, device), STEPS, 1.0
+        times, default_steps = _measured(records, backend, device), STEPS
         batches = tuple(batch for batch in batches if batch <= times.largest_batch)
     else:
         times, default_steps = _roofline(device, bundle, batches, efficiency)
-        demand = 1.0
     workload = Workload(steps or default_steps, 2 if guidance else 1, cached)
     times.require(set(workload.counts()))
-    ground = Ground(times, workload, Host(host_ms / 1e3), demand, instances)
+    ground = Ground(times, workload, Host(host_ms / 1e3, _host_demand(records, device)), instances=instances)
     console = Console(stderr=True)
     with console.status("simulating ...") as status:
         found = plan(
@@ -108,6 +107,18 @@ def _measured(records: tuple[Path, ...], backend: str | None, device: str | None
     if device is not None and device != HERE and find_device(device).name != where:
         raise InputError(f"device is {device!r}, and the records were measured on {where}; drop --device or --records")
     return measured_times(loaded, backend)
+
+
+def _host_demand(records: tuple[Path, ...], device: str | None) -> float:
+    """On a CPU the loop takes a core from the components; beside a GPU it takes nothing from them."""
+    from parure_bench.devices import HERE
+    from parure_bench.environment import environment
+    from parure_bench.record import load_record
+
+    if records:
+        where = load_record(records[0]).environment
+        return 0.0 if where.gpus else 1 / where.cores
+    return 1 / environment().cores if device == HERE else 0.0
 
 
 def _roofline(
@@ -147,7 +158,7 @@ def _show(found: Plan, ground: Ground) -> None:
     table = Table("GPUs", "p50", "p99", "95 %", "in use", "mean U-Net batch", "refused")
     for each in filter(None, (found.short, confirmed)):
         p99 = each.p99
-        kept = p99.high <= found.promise.p99
+        kept = p99.value <= found.promise.p99
         late = ("endless", "a queue that grows") if p99.value == float("inf") else (
             spoken(p99.value), f"{spoken(max(p99.low, 0))} .. {spoken(p99.high)}"
         )  # fmt: skip
@@ -157,6 +168,10 @@ def _show(found: Plan, ground: Ground) -> None:
             f"{each.unet_batch:.2f}", f"{each.refused:.1%}",
         )  # fmt: skip
     console.print(table)
+    if confirmed.p99.high > found.promise.p99:
+        console.print(
+            "the interval reaches beyond the promise: be sure with a few more, or more --pictures", highlight=False
+        )
     console.print(_distribution(confirmed.latencies, found.promise.p99))
     trials = Table("batch limit", "at work", "queue delay", "pictures/s on one GPU")
     for trial in sorted(found.trials, key=lambda trial: -trial.rate):

@@ -15,7 +15,11 @@ from parure.cli.common import needs
 @click.option("--grpc-port", default=8001, show_default=True)
 @click.option("--metrics-port", default=8002, show_default=True)
 @click.option("--client-shared-memory", is_flag=True, help="Let clients share memory; for trusted ones on this host.")
-def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int, client_shared_memory: bool) -> None:
+@click.option("--admin-key", envvar="PARURE_ADMIN_KEY", help="Opens what is closed to clients, such as statistics.")
+def command(
+    repository: Path, http_port: int, grpc_port: int, metrics_port: int, client_shared_memory: bool,
+    admin_key: str | None,
+) -> None:  # fmt: skip
     """Serve MODEL_REPOSITORY with the Triton server of the nvidia-pytriton wheel until Ctrl-C or SIGTERM."""
     with needs("serving", "cpu,serve"):
         from parure_triton.server import Addresses, serve
@@ -31,5 +35,6 @@ def command(repository: Path, http_port: int, grpc_port: int, metrics_port: int,
         metrics_port=metrics_port,
         on_ready=on_ready,
         client_shared_memory=client_shared_memory,
+        admin_key=admin_key,
     )
     click.echo("stopped", err=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from PIL import Image
 from parure.cli import main
 from parure.image import Pixels
 from parure_bench.record import Record, load_record
+from parure_bench.serve.counters import read_counters
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -25,10 +28,10 @@ def repository(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[EmbeddedServer]:
     pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
-    with EmbeddedServer(repository) as running:
+    with EmbeddedServer(repository, admin_key="sesame") as running:
         running.wait_ready()
         yield running
 
@@ -79,16 +82,20 @@ def test_levels_of_both_kinds_are_recorded_with_batches_bytes_cache_and_settings
 
 
 def test_a_server_killed_in_mid_run_leaves_a_record_that_says_so(
-    server: EmbeddedServer, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kill() -> None:
-        time.sleep(3)
-        server.kill()
+    def kill_once_at_work() -> None:
+        until = time.monotonic() + 30
+        while read_counters(mortal.addresses.metrics).unet_calls < 20 and time.monotonic() < until:
+            time.sleep(0.05)
+        mortal.kill()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    code, record = measure(server, tmp_path / "serve.json", *pictures, "--concurrency", "2", "--seconds", "60")
-    killer.join()
+    with EmbeddedServer(repository) as mortal:
+        mortal.wait_ready()
+        killer = threading.Thread(target=kill_once_at_work)
+        killer.start()
+        code, record = measure(mortal, tmp_path / "serve.json", *pictures, "--concurrency", "2", "--seconds", "60")
+        killer.join()
     assert code == 1 and "died in mid-run" in capsys.readouterr().err
     assert record.incomplete is not None and "died in mid-run" in record.incomplete
     level = record.find("request")[0]
@@ -113,6 +120,14 @@ def test_without_metrics_the_run_goes_on_and_the_record_says_what_is_missing(
     )
     assert code == 0 and any("no batch sizes and no cache hits" in note for note in record.notes)
     assert "mean_unet_batch" not in record.find("request")[0].figures
+
+
+def test_statistics_are_open_to_who_has_the_key_that_was_given(server: EmbeddedServer) -> None:
+    url = f"{server.addresses.http}/v2/models/unet/stats"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "sesame"}), timeout=5) as reply:
+        assert reply.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "open"}), timeout=5)
 
 
 @pytest.mark.parametrize(

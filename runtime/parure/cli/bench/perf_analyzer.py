@@ -21,12 +21,14 @@ from parure.tryon import open_tryon
 @click.option("--ornament", type=click.Path(path_type=Path))
 @click.option("--box", metavar="L,T,R,B")
 @click.option("--deadline", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--admin-key", envvar="PARURE_ADMIN_KEY", help="The server's; perf_analyzer reads its statistics.")
 @click.option("--cache", default="out/perf_analyzer", show_default=True, type=click.Path(path_type=Path),
               help="Where perf_analyzer is kept; it is fetched once, with pip and apt-get.")  # fmt: skip
 @out_option("perf-analyzer")
 def command(
     url: str, concurrency: tuple[int, ...], requests: int, steps: int | None, photo: Path | None,
-    ornament: Path | None, box: str | None, deadline: float, cache: Path, out: Path,
+    ornament: Path | None, box: str | None, deadline: float, admin_key: str | None, cache: Path,
+    out: Path,
 ) -> None:  # fmt: skip
     """Drive the model tryon_unary at URL with NVIDIA's perf_analyzer, and the server loop with our own load, in turns.
 
@@ -49,9 +51,13 @@ def command(
         table = Table("callers", "perf_analyzer /s", "ours /s", "ratio", "perf_analyzer p50 s", "ours p50 s", "ratio")
         with recording(out, "serve", typed_command(), tryon.loop.identity) as run:
             ask.warm()
-            analyzed(analyzer, url, inputs, 1, len(given), cache.resolve())  # its model has a cache for itself
+            analyzed(
+                analyzer, url, inputs, 1, len(given), cache.resolve(), admin_key
+            )  # its model has a cache for itself
             for callers in concurrency:
-                theirs: Analyzed = analyzed(analyzer, url, inputs, callers, max(requests, callers), cache.resolve())
+                theirs: Analyzed = analyzed(
+                    analyzer, url, inputs, callers, max(requests, callers), cache.resolve(), admin_key
+                )
                 run.series.append(theirs.series())
                 taken = closed_loop(ask, callers, requests / theirs.throughput, lambda: True)
                 ours = level(Curve("server", "warm"), "concurrency", callers, taken, {})
