@@ -68,7 +68,7 @@ def _is_gpu(device: Path) -> bool:
 def driver() -> Iterator[Finding]:
     """NVIDIA's driver, by its own library; nothing where that is not installed, or where there is no driver."""
     try:
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no package, no library, no driver, no permission: what `graphics` says holds
