@@ -351,7 +351,8 @@ def test_the_spark_recipe_of_the_docs_makes_a_partition(fleet: Fleet, pictures: 
         | {"ornament": [str(pictures / "ornament0.png")] * 3, "box": [BOX] * 3}
     )
     (made,) = recipe["make_pictures"](iter([frame]))
-    assert list(made["status"]) == ["done", "failed", "done"] and "does not exist" in made["reason"][1]
+    rows = list(made.itertuples())
+    assert [row.status for row in rows] == ["done", "failed", "done"] and "does not exist" in rows[1].reason
     assert whole(pictures / "out") == {"a.png", "c.png"}
 
 
