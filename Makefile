@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint golden fullsize clean
+.PHONY: help demo test soak lint golden fullsize clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ demo: $(READY) ## Export, serve with Triton, and put ornaments onto real picture
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+soak: $(READY) ## Run the long forms of the promises' tests (docs/promises.md)
+	$(BIN)/python -m pytest -m soak
 
 lint: $(READY) ## ruff and mypy (strict)
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from PIL import Image
 
 from parure.batch.batch import Plan, Summary, run_batch
 from parure.batch.endpoint import Connection
-from parure_bench.fullsize import machine
+from parure_bench.environment import environment
 from parure_bench.sleeping_servers import counted, servers, sleeping_repository, urls, write_jobs, write_report
 
 SCALE_TARGETS = {2: 1.9, 4: 3.7}
@@ -78,7 +78,11 @@ def scale(given: tuple[Path, Path, Path | None], jobs: int, endpoints: str, step
         )
     command = f"python -m parure_bench.batch_scaling scale --jobs {jobs} --endpoints {endpoints}"
     command += f" --step-seconds {step_seconds:g}"
-    write_report(results, "batch-scale.json", {"command": command, "machine": machine(), "runs": found})
+    write_report(
+        results,
+        "batch-scale.json",
+        {"command": command, "environment": environment().model_dump(mode="json"), "runs": found},
+    )
 
 
 @main.command()
@@ -103,7 +107,7 @@ def cost(given: tuple[Path, Path, Path | None], jobs: int) -> None:
     total, coded_ms = (1000 * (pair[1] - pair[0]) / jobs_more for pair in (spent, coding))
     report = {
         "command": f"python -m parure_bench.batch_scaling cost --jobs {jobs}",
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "ms_of_cpu_per_job": round(total, 3),
         "of_which_image_coding": round(coded_ms, 3),
         "own": round(total - coded_ms, 3),
@@ -160,7 +164,7 @@ def memory(given: tuple[Path, Path, Path | None], jobs: str, scratch: Path) -> N
         shutil.rmtree(scratch, ignore_errors=True)
     report = {
         "command": f"python -m parure_bench.batch_scaling memory --jobs {jobs}",
-        "machine": machine(),
+        "environment": environment().model_dump(mode="json"),
         "runs": peaks,
         "more_mb": round(peaks[-1]["peak_mb"] - peaks[0]["peak_mb"], 1),
         "target_more_mb": MEMORY_TARGET,
@@ -213,7 +217,12 @@ def affinity(given: tuple[Path, Path, Path | None], ornaments: int, repeats: int
         found[name] = {"jobs": count, "hits": hits, "misses": misses, "share": round(hits / (hits + misses), 4)}
         found[name] |= {"ok": summary.ok, "seconds": summary.seconds}
     command = f"python -m parure_bench.batch_scaling affinity --ornaments {ornaments} --repeats {repeats}"
-    report = {"command": f"{command} --cached {cached}", "machine": machine(), "target": AFFINITY_TARGET, "runs": found}
+    report = {
+        "command": f"{command} --cached {cached}",
+        "environment": environment().model_dump(mode="json"),
+        "target": AFFINITY_TARGET,
+        "runs": found,
+    }
     write_report(results, "batch-affinity.json", report)
 
 
@@ -235,7 +244,12 @@ def kill(given: tuple[Path, Path, Path | None], times: int, jobs: int) -> None:
             summary = run_batch(Plan(str(file), str(work / "out"), urls(running), quiet=True))
         runs.append({"after": moment, "done": summary.done, "failed": summary.failed, "seconds": summary.seconds})
     command = f"python -m parure_bench.batch_scaling kill --times {times} --jobs {jobs}"
-    report = {"command": command, "machine": machine(), "failed": sum(r["failed"] for r in runs), "runs": runs}
+    report = {
+        "command": command,
+        "environment": environment().model_dump(mode="json"),
+        "failed": sum(r["failed"] for r in runs),
+        "runs": runs,
+    }
     write_report(results, "batch-kill.json", report | {"target_failed": 0})
 
 

@@ -19,6 +19,7 @@ from parure_bench.statistics import line, median
 from parure_bench.tensors import random_inputs
 
 Axis = Literal["steps", "batch", "ornament-repeats"]
+ONE = {"steps": "step", "batch": "picture in the batch", "ornament-repeats": "picture"}
 EACH_STEP = ("reference_net", "mask_head", "unet")
 LEAST_POINTS = 3
 
@@ -121,4 +122,4 @@ def _add(curve: Curve, name: str, labels: dict[str, Label], taken: dict[int, lis
     for point, samples in taken.items():
         run.series.append(Series(name=name, labels=shared | {curve.axis: point}, samples=tuple(samples)))
     fitted = line([(float(point), median(samples).value) for point, samples in taken.items()])
-    run.series.append(Series(name="slope", labels=shared, unit=f"s per {curve.axis}", figures=fitted.figures()))
+    run.series.append(Series(name="slope", labels=shared, unit=f"s per {ONE[curve.axis]}", figures=fitted.figures()))

@@ -11,11 +11,16 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often: `warmup` rounds that are not kept, then `count` rounds, or fewer once `seconds` are over (but 3)."""
+    """How often: `warmup` rounds that are not kept, then `count` rounds, or fewer once `seconds` are over (but 3).
+
+    `settle` seconds pass before every call: a runtime's threads keep spinning for a while once they are done, and
+    would take cores from the runtime that comes next.
+    """
 
     count: int = 20
     warmup: int = 2
     seconds: float = float("inf")
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.warmup < 0:
@@ -56,6 +61,7 @@ def interleaved(
             return
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
+            time.sleep(rounds.settle)
             synchronize()
             since = time.perf_counter()
             result = calls[name]()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from parure.errors import BundleError
@@ -65,7 +65,7 @@ def load_evidence(path: Path) -> dict[str, Evidence]:
                 )
                 for name, parts in layout.items()
             }
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, StopIteration, SafetensorError) as error:
         raise BundleError(
             f"{path} cannot be read as the evidence of parity ({error}); export the bundle again"
         ) from error

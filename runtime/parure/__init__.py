@@ -2,7 +2,8 @@
 
 from parure.errors import ParureError
 from parure.geometry import Box
+from parure.modes import Mode
 from parure.tryon import Progress, Result, TryOn
 from parure.tryon import open_tryon as open
 
-__all__ = ["Box", "ParureError", "Progress", "Result", "TryOn", "open"]
+__all__ = ["Box", "Mode", "ParureError", "Progress", "Result", "TryOn", "open"]

@@ -35,6 +35,11 @@ class Bundle:
             )
         content = path.read_bytes()[:_MANIFEST_BYTES]
         manifest = parse_manifest(content, str(path))
+        loaded = (*(c.graph for c in manifest.components), *(s.grid for s in manifest.solvers))
+        if unknown := next((name for name in loaded if name not in manifest.files), None):
+            raise BundleError(
+                f"bundle {root}: the manifest names {unknown!r} and no hash of it; export the bundle again"
+            )
         for name, expected in manifest.files.items():
             _verify_file(root, name, expected)
         return cls(root, manifest, identity_of(content))

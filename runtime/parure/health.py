@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from parure.components import NUMPY_TYPES
-from parure.errors import CallRefused, InputError, ModelUnavailable, ParureError, ServerError
+from parure.errors import CallRefused, InputError, ModelUnavailable, ParureError, ServerError, ServerUnavailable
 from parure.executor import Array, Arrays
 from parure.finding import Finding
 from parure.manifest import Component
@@ -16,18 +16,20 @@ from parure.triton import MANIFEST_MODEL, TritonExecutor
 from parure.triton_transport import translated
 from parure.tryon_wire import TRYON_MODEL, UNARY_MODEL
 
+_REMEDY = "restart the server: Triton does not replace a process of a model that has died"
 _NO_PICTURE: Arrays = {
     "photo": np.zeros(1, np.uint8),
     "ornament": np.zeros(1, np.uint8),
     "box": np.zeros(4, np.float64),
+    "deadline": np.array([-1.0]),  # refused before it waits for a place: a server that is full answers too
 }
 
 
 def probe(url: str, deadline: float) -> Iterator[Finding]:
     """One finding per model of the server at `url`, each from one real call of batch 1.
 
-    The models of the server loop are sent a picture that they refuse, so a probe makes none. `deadline`, in seconds,
-    bounds each call. Raises `InputError` for a bad URL.
+    The models of the server loop are sent a picture that they refuse, so a probe makes none. A component whose queue
+    is full answers, in its way. `deadline`, in seconds, bounds each call. Raises `InputError` for a bad URL.
     """
     calls = open_calls(url, deadline)
     try:
@@ -42,19 +44,23 @@ def probe(url: str, deadline: float) -> Iterator[Finding]:
         yield Finding("server", True, f"Triton {executor.server_version()} over {executor.name}")
         yield Finding(MANIFEST_MODEL, True, f"bundle {executor.identity[:12]}...")
         for component in executor.manifest.components:
-            yield _component(executor, component)
+            yield _component(executor, component, calls)
         for model in (TRYON_MODEL, UNARY_MODEL):
             yield _loop_model(calls, model, url, deadline)
 
 
-def _component(executor: TritonExecutor, component: Component) -> Finding:
+def _component(executor: TritonExecutor, component: Component, calls: PictureCalls) -> Finding:
     inputs: dict[str, Array] = {
         spec.name: np.full((1, *spec.shape), 0.5, NUMPY_TYPES[spec.dtype]) for spec in component.inputs
     }
     try:
         executor.run(component.name, inputs)
+    except ServerUnavailable as error:
+        if calls.live():
+            return Finding(component.name, True, "takes no more calls for now")
+        return Finding(component.name, False, f"unready: {error}", _REMEDY)
     except ParureError as error:
-        return Finding(component.name, False, f"unready: {error}")
+        return Finding(component.name, False, f"unready: {error}", _REMEDY)
     return Finding(component.name, True, "answers")
 
 
@@ -73,5 +79,5 @@ def _loop_model(calls: PictureCalls, model: str, url: str, deadline: float) -> F
     except CallRefused:
         return Finding(model, True, "answers")
     except ServerError as error:
-        return Finding(model, False, f"unready: {error}")
+        return Finding(model, False, f"unready: {error}", _REMEDY)
     return Finding(model, False, "unready: made a picture of nothing")

@@ -66,10 +66,6 @@ class Loop(Protocol):
     def name(self) -> str:
         """How it is reached, as `Executor.name`."""
 
-    @property
-    def identity(self) -> str:
-        """Of the bundle that it runs."""
-
     def run(self, request: Request, preview: Preview | None) -> Generator[Seen, None, None]:
         """A picture, step by step; closing the iterator gives it up. `preview` None: only the last step matters."""
 
@@ -116,10 +112,6 @@ class LocalLoop:
     @property
     def name(self) -> str:
         return self.executor.name
-
-    @property
-    def identity(self) -> str:
-        return self.executor.identity
 
     def run(
         self, request: Request, preview: Preview | None, watch: Stopwatch | None = None

@@ -54,7 +54,7 @@ class Mode:
             if preset == self:
                 return name
         changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
-        return ",".join(f"{name}={value:g}" for name, value in changed)
+        return ",".join(f"{name}={value}" for name, value in changed)
 
     def refreshes(self, k: int, count: int, moved: float) -> bool:
         """Whether step k of `count` computes the wearing mask anew, where doing so last `moved` it by that much.
@@ -122,7 +122,7 @@ def _setting(setting: str, text: str) -> tuple[str, float]:
 def _check(name: str, value: float, expected: str, mode: Mode) -> None:
     whole = expected == _WHOLE
     if isinstance(value, bool) or (whole and not isinstance(value, int)) or not _in_range(value, whole):
-        raise RequestError(f"mode is {mode!r}, where {name} is {value!r}; expected {expected}")
+        raise RequestError(f"mode is {str(mode)!r}, where {name} is {value!r}; expected {expected}")
 
 
 def _in_range(value: float, whole: bool) -> bool:

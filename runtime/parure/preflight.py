@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from parure.bundle import Bundle
+from parure.doctor.software import onnx_runtime
 from parure.engine import EngineRecord, plans, verify_plan
 from parure.errors import BundleError, ParureError
 from parure.finding import Finding
@@ -45,17 +46,12 @@ def examine_server(bundle: Bundle, url: str, deadline: float) -> Iterator[Findin
 
 
 def _onnx_runtime(bundle: Bundle, here: Sequence[Gpu]) -> Finding:
-    found = {name: installed(name) for name in ("onnxruntime", "onnxruntime-gpu")}
-    versions = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    if not versions:
-        return Finding("ONNX Runtime", None, "not installed; components run from engines or on a server only")
-    if all(found.values()):
-        return Finding("ONNX Runtime", False, f"{versions}: they overwrite each other; keep one of the two")
-    if bundle.manifest.precision is Precision.BF16:
-        return Finding("ONNX Runtime", None, f"{versions}; it has no kernels for this bundle's bf16: build engines")
-    if here and not found["onnxruntime-gpu"]:
-        return Finding("ONNX Runtime", None, f"{versions} does not use the GPU; `pip install 'parure[gpu]'` does")
-    return Finding("ONNX Runtime", True, versions)
+    finding = onnx_runtime(here)
+    if bundle.manifest.precision is Precision.BF16 and finding.passed is not False:
+        return Finding(
+            finding.subject, None, f"{finding.found}; it has no kernels for this bundle's bf16: build engines"
+        )
+    return finding
 
 
 def _engine(plan: Path, bundle: Bundle, here: Sequence[Gpu]) -> Finding:

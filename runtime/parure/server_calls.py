@@ -144,19 +144,18 @@ class HttpCalls(HttpTransport):
             request_id=identifier,
             parameters=None if trace is None else {TRACE_PARAMETER: trace},
         )
+        headers = {HEADER_LENGTH: str(header_length)} | ({} if trace is None else {TRACE_PARAMETER: trace})
         bounded = copy.copy(self)
         bounded._deadline = timeout
         try:
-            headers, reply = bounded._call(
-                "POST", f"/v2/models/{UNARY_MODEL}/infer", body, {HEADER_LENGTH: str(header_length)}
-            )
+            reply_headers, reply = bounded._call("POST", f"/v2/models/{UNARY_MODEL}/infer", body, headers)
             count(len(body), len(reply))
         except HttpStatus as error:
             if error.status == _CLIENT_CLOSED_REQUEST:
                 raise DeadlineExceeded(f"model {UNARY_MODEL!r} gave the picture up: {error}") from error
             raise
         with well_formed(UNARY_MODEL):
-            result = InferenceServerClient.parse_response_body(reply, header_length=int(headers[HEADER_LENGTH]))
+            result = InferenceServerClient.parse_response_body(reply, header_length=int(reply_headers[HEADER_LENGTH]))
             names = [output["name"] for output in result.get_response()["outputs"]]
             return _primed(_once({name: result.as_numpy(name) for name in names}))
 

@@ -93,11 +93,6 @@ class ServerLoop:
         return self._executor.manifest
 
     @property
-    def identity(self) -> str:
-        """The identity of the bundle that is served."""
-        return self._executor.identity
-
-    @property
     def name(self) -> str:
         return self._executor.name
 

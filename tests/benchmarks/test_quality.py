@@ -16,6 +16,8 @@ from parure_bench.quality import UNITS, Found, Tally, Way, measure, series, verd
 from parure_bench.record import load_record
 from parure_bench.statistics import Estimate
 
+pytestmark = pytest.mark.xdist_group("deep reuse")  # one worker exports the bundle
+
 
 def found(speed: float, psnr: float, axis: str = "mode", mode: str = "some") -> Found:
     values = {metric: [psnr] for metric in UNITS}

@@ -21,6 +21,9 @@ from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
 
+pytestmark = pytest.mark.xdist_group("deep reuse")  # one worker exports the bundle
+
+
 BOX = (30.3, 40.0, 70.0, 75.0)
 MODES = ("fast", "mask=2,guidance=0.5,deep=2")
 

@@ -11,6 +11,7 @@ import pytest
 from parure import preflight
 from parure.bundle import Bundle
 from parure.cli import main
+from parure.doctor import software
 from parure.engine import open_record
 from parure.finding import Finding
 from parure.host import Gpu
@@ -73,7 +74,7 @@ def test_an_engine_of_another_version_of_tensorrt_is_told_so(bundle: Bundle, mon
 
 
 def test_two_onnx_runtimes_at_once_are_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "installed", lambda package: "1.31")
+    monkeypatch.setattr(software, "installed", lambda package: "1.31")
     finding = next(f for f in examine_host(bundle) if f.subject == "ONNX Runtime")
     assert finding.passed is False and "keep one of the two" in finding.found
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import parure
 from parure.errors import DeadlineExceeded, InputError, ModelUnavailable, RequestError, ServerBusy
+from parure.health import probe
 from parure.image import Pixels
 from parure.server_loop import ServerLoop
 from parure.tryon_wire import png
@@ -182,6 +184,23 @@ def test_eight_pictures_share_batches_and_each_is_as_if_alone(
         assert np.abs(result.crop - alone.crop).max() <= 1 / 255
 
 
+def test_pictures_at_different_steps_share_batches_and_each_is_as_if_alone(
+    server: EmbeddedServer, remote: parure.TryOn, local: parure.TryOn, photo: Pixels, ornament: Pixels
+) -> None:
+    def counts() -> tuple[float, ...]:
+        return tuple(metric(server, f"nv_inference_{n}", model="unet") for n in ("request_success", "exec_count"))
+
+    steps = range(8, 16)  # of one solver: the k-th step of each is at another timestep
+    calls, runs = counts()
+    with ThreadPoolExecutor(len(steps)) as pool:
+        results = list(pool.map(lambda count: remote(photo, ornament, BOX, steps=count, seed=count), steps))
+    more_calls, more_runs = counts()
+    assert (more_calls - calls) / (more_runs - runs) > 1.5
+    for count, result in zip(steps, results, strict=True):
+        alone = local(photo, ornament, BOX, steps=count, seed=count)
+        assert np.abs(result.latents - alone.latents).max() <= 3e-4 * np.abs(alone.latents).max()
+
+
 def test_a_late_picture_is_not_starved_by_earlier_ones(remote: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
     ended: list[str] = []
 
@@ -263,6 +282,7 @@ def test_what_is_beyond_the_bound_is_refused_and_says_so(
             pytest.raises(ServerBusy, match="takes no more pictures for now"),
         ):
             tryon(photo, ornament, BOX, steps=1)
+        assert all(finding.passed for finding in probe(server.addresses.grpc, 20))  # full is not ill
     finally:
         for stream in streams:
             stream.cancel()
@@ -285,6 +305,28 @@ def test_ten_times_more_than_fits_all_finish_with_few_attempts(
         results = list(pool.map(lambda client: client(photo, ornament, BOX, steps=2), clients))
     assert len(results) == count and counted("made") - before["made"] == count
     assert sum(counted(outcome) - before[outcome] for outcome in before) <= 1.5 * count
+
+
+def test_many_independent_clients_at_once_all_finish(server: EmbeddedServer, photo: Pixels, ornament: Pixels) -> None:
+    """Ten that know nothing of each other, each with as many pictures as the server takes.
+
+    At first nine of ten pictures are refused, and whoever is refused asks again: with 12 places for 120 pictures that
+    makes 1.9 attempts per picture at least. Waits that double keep it near that.
+    """
+    clients, places = 10, AT_WORK + WAITING
+    eventually(lambda: metric(server, "parure_pictures_at_work", model="tryon") == 0)
+
+    def counted() -> float:
+        outcomes = ("made", "full")
+        return sum(metric(server, "parure_pictures_total", model="tryon", outcome=each) for each in outcomes)
+
+    before = counted()
+    with ExitStack() as stack:
+        opened = [stack.enter_context(parure.open(server.addresses.grpc, deadline=120)) for _ in range(clients)]
+        pool = stack.enter_context(ThreadPoolExecutor(clients * places))
+        results = list(pool.map(lambda client: client(photo, ornament, BOX, steps=2), opened * places))
+    assert len(results) == clients * places
+    assert counted() - before <= 4 * len(results)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import parure
 import parure_triton
 from parure.bundle import Bundle
 from parure.cli import main
+from parure.errors import ServerError
 from parure.health import probe
 from parure.image import Pixels
 from parure.preflight import examine_server
@@ -145,14 +147,21 @@ def test_a_healthy_server_answers_for_every_model(server: EmbeddedServer, capsys
 
 @pytest.mark.parametrize("model", ["unet", "tryon", "tryon_unary"])
 def test_a_dead_stub_makes_its_model_unready_though_triton_says_ready(
-    model: str, repository: Path, capsys: pytest.CaptureFixture[str], tiny_bundle: Path
+    model: str, repository: Path, capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photo: Pixels, ornament: Pixels
 ) -> None:
-    with EmbeddedServer(repository) as server:
+    with ExitStack() as stack:
+        server = stack.enter_context(EmbeddedServer(repository))
         server.wait_ready()
+        tryon = stack.enter_context(
+            parure.open(server.addresses.http if model == "tryon_unary" else server.addresses.grpc)
+        )
         stubs = [p for p in psutil.Process(server.pid).children() if any(f"/{model}/" in a for a in p.cmdline())]
         assert stubs, "the model has no stub"
         for stub in stubs:
             os.kill(stub.pid, signal.SIGKILL)
+        with pytest.raises(ServerError) as refused:  # at once, by the first call, and as what is not worth a retry
+            tryon(photo, ornament, BOX, steps=1)
+        assert type(refused.value) is ServerError
         for path in ("/v2/health/ready", f"/v2/models/{model}/ready"):
             assert urllib.request.urlopen(server.addresses.http + path, timeout=5).status == 200
         findings = {finding.subject: finding for finding in probe(server.addresses.grpc, 10)}

@@ -32,6 +32,9 @@ from parure_export.samples import sample_inputs
 from parure_export.solvers import build_scheduler
 from parure_export.verify import verify
 
+pytestmark = pytest.mark.xdist_group("deep reuse")  # one worker exports the bundle
+
+
 BOX = (30.0, 40.0, 70.0, 75.0)
 
 

@@ -276,6 +276,10 @@ def test_any_altered_file_of_a_bundle_is_refused_before_it_is_loaded(tiny_bundle
         with pytest.raises(BundleError, match="altered or truncated") as caught:
             parure.open(copy)
         assert name in str(caught.value)
+        for length in (len(content) - 1, 0):
+            (copy / name).write_bytes(bytes(content)[:length])
+            with pytest.raises(BundleError, match="altered or truncated"):
+                parure.open(copy)
         (copy / name).unlink()
         with pytest.raises(BundleError, match="is missing"):
             parure.open(copy)
@@ -290,12 +294,33 @@ def test_any_altered_file_of_a_bundle_is_refused_before_it_is_loaded(tiny_bundle
         (tiny_bundle / name).stat()
 
 
+@pytest.mark.soak
+def test_a_flipped_bit_is_found_wherever_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
+    import random
+    import shutil
+
+    copy, dice = Path(shutil.copytree(tiny_bundle, tmp_path / "copy")), random.Random(0)
+    for name in sorted(Bundle.open(tiny_bundle).manifest.files):
+        content = (copy / name).read_bytes()
+        for place in (0, len(content) - 1, *(dice.randrange(len(content)) for _ in range(100))):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << dice.randrange(8)
+            (copy / name).write_bytes(bytes(flipped))
+            with pytest.raises(BundleError, match="altered or truncated"):
+                Bundle.open(copy)
+        (copy / name).write_bytes(content)
+    Bundle.open(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda m: m.update(schema_version=99), "schema version 99"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["files"].update({"../evil": "0" * 64}), "leaves the bundle"),
+        (lambda m: m["files"].update({"/etc/passwd": "0" * 64}), "leaves the bundle"),
+        (lambda m: m["components"][0].update(graph="../evil.onnx"), "names '../evil.onnx' and no hash of it"),
+        (lambda m: m["solvers"][0].update(grid="/tmp/evil.npz"), "names '/tmp/evil.npz' and no hash of it"),
         (lambda m: m["features"]["layers"][1].update(offset=7), "starts at 7"),
         (lambda m: m.pop("geometry"), "geometry"),
     ],

@@ -184,7 +184,17 @@ def test_pictures_of_one_executor_do_not_share_what_they_keep() -> None:
     assert np.array_equal(first, again)
 
 
-@pytest.mark.parametrize("text", [*PRESETS, "mask=4", "fast,deep=2", "settled=0.02,guidance=0.5", "balanced,mask=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *PRESETS,
+        "mask=4",
+        "fast,deep=2",
+        "settled=0.02,guidance=0.5",
+        "balanced,mask=2",
+        "mask=1000000,settled=0.012345678",
+    ],
+)
 def test_a_mode_is_read_back_from_its_own_words(text: str) -> None:
     mode = Mode.parse(text)
     assert Mode.parse(str(mode)) == mode
@@ -212,7 +222,7 @@ def test_the_page_on_modes_tells_of_every_preset_and_setting() -> None:
     page = (Path(__file__).parents[2] / "docs" / "fast-modes.md").read_text()
     for name, preset in PRESETS.items():
         words = ",".join(
-            f"{f.name}={getattr(preset, f.name):g}" for f in fields(Mode) if getattr(preset, f.name) != f.default
+            f"{f.name}={getattr(preset, f.name)}" for f in fields(Mode) if getattr(preset, f.name) != f.default
         )
         assert f"| `{name}` | {f'`{words}`' if words else 'none'}" in page
     for setting in fields(Mode):

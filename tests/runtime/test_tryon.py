@@ -146,6 +146,11 @@ def test_a_box_that_does_not_fit_is_refused(
         ({"seed": -1}, "seed is -1"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"guidance": -1.0}, "guidance is -1.0"),
+        ({"mode": "swift"}, "mode is 'swift'; expected one of exact, settled, balanced, fast"),
+        ({"mode": "mask=0"}, "mode is 'mask=0', where mask is 0; expected a whole number from 1 on"),
+        ({"mode": "settled=nan"}, "settled is nan; expected a number from 0 to 1"),
+        ({"mode": parure.Mode(guidance=1.5)}, "guidance is 1.5; expected a number from 0 to 1"),
+        ({"mode": "fast"}, "export it again with `parure export --deep-reuse`"),
     ],
 )
 def test_parameters_out_of_range_are_refused(

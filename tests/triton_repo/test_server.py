@@ -116,21 +116,28 @@ def test_a_missing_package_is_named_with_the_remedy(
         EmbeddedServer(repository)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the probe of a deployment is curl")
-@pytest.mark.parametrize("ill", ["manifest", "mask_head", "unet", ""])
-def test_the_probe_of_a_deployment_fails_when_any_model_does(
-    server: EmbeddedServer, bundle: Path, tmp_path: Path, ill: str
+def test_the_probe_of_a_deployment_fails_when_the_process_behind_a_model_has_died(
+    server: EmbeddedServer, repository: Path, bundle: Path, tmp_path: Path
 ) -> None:
     models = write_repository(bundle, tmp_path / "models")
     facts = Deployment(Bundle.open(bundle).manifest, models, RepositoryOptions(), DeploymentOptions())
     write_deployment(facts, tmp_path / "deploy", tmp_path / "models")
     compose = yaml.safe_load((tmp_path / "deploy" / "compose.yaml").read_text())
-    probe = [
-        part.replace("http://127.0.0.1:8000", server.addresses.http)
-        for part in compose["services"]["triton"]["healthcheck"]["test"]
-    ]
-    asked = [part.replace(f"/{ill}/", "/absent/") if ill else part for part in probe[1:]]
-    assert (subprocess.run(asked, capture_output=True, timeout=30).returncode == 0) is not bool(ill)
+    _, python, *probe = compose["services"]["triton"]["healthcheck"]["test"]
+    assert python == "python3"
+
+    def healthy(url: str) -> bool:
+        asked = [sys.executable, *(part.replace("grpc://127.0.0.1:8001", url) for part in probe)]
+        return subprocess.run(asked, capture_output=True, timeout=60).returncode == 0
+
+    assert healthy(server.addresses.grpc)
+    with EmbeddedServer(repository) as sick:
+        sick.wait_ready(60)
+        for stub in psutil.Process(sick.pid).children():
+            if any("/unet/" in argument for argument in stub.cmdline()):
+                stub.kill()
+        assert not healthy(sick.addresses.grpc)
+        sick.kill()  # a drain would wait for the dead
 
 
 def test_only_loopback_listens(server: EmbeddedServer) -> None:

@@ -23,6 +23,9 @@ UNITS = {"steps": "steps", "batch": "pictures in a batch", "ornament-repeats": "
          "concurrency": "callers at once"}  # fmt: skip
 
 
+EACH = {"steps": "step", "batch": "picture in a batch", "ornament-repeats": "picture", "concurrency": "caller"}
+
+
 @dataclass(frozen=True)
 class _Cost:
     axis: str
@@ -77,7 +80,7 @@ def _section(costs: Sequence[_Cost]) -> Section:
     rows = -(-len(costs) // columns)
     figure = make_subplots(
         rows, columns, horizontal_spacing=0.12, vertical_spacing=0.3 / rows,
-        subplot_titles=[f"{milliseconds(cost.slope)} ms per {cost.axis.rstrip('s').replace('-', ' ')}" for cost in costs],
+        subplot_titles=[f"{milliseconds(cost.slope)} ms per {EACH.get(cost.axis, cost.axis)}" for cost in costs],
     )  # fmt: skip
     for index, cost in enumerate(costs):
         row, column = index // columns + 1, index % columns + 1

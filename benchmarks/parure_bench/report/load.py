@@ -30,10 +30,12 @@ def _section(record: Record, index: int) -> Section:
     for column, (by, title) in enumerate(sides, 1):
         for colour, curve in zip(COLOURS, curves, strict=False):
             _add_curve(figure, [s for s in _levels(record, by) if _curve(s) == curve], by, curve, colour, column)
+        if by == "concurrency":
+            _add_analyzer(figure, record)
         for knee in record.find("knee", by=by)[:1]:
             _mark_knee(figure, knee, column)
         figure.update_xaxes(title_text=title, row=2, col=column, rangemode="tozero")
-        figure.update_yaxes(title_text="latency, s" if column == 1 else None, row=1, col=column, type="log")
+        figure.update_yaxes(title_text="latency, s" if column == 1 else None, row=1, col=column, type="log", dtick="D2")
         figure.update_yaxes(
             title_text="pictures per second" if column == 1 else None, row=2, col=column, rangemode="tozero"
         )
@@ -89,13 +91,28 @@ def _add_curve(figure: Any, levels: list[Series], by: str, curve: str, colour: s
         )  # fmt: skip
 
 
+def _add_analyzer(figure: Any, record: Record) -> None:
+    """What NVIDIA's perf_analyzer said of the same server, where it was asked."""
+    levels = sorted(record.find("perf_analyzer"), key=lambda series: float(series.labels["concurrency"]))
+    x = [float(series.labels["concurrency"]) for series in levels]
+    for row, name in ((1, "p50"), (2, "throughput")):
+        if levels:
+            figure.add_trace(
+                go.Scatter(
+                    x=x, y=[series.figures[name] for series in levels], name="perf_analyzer: p50", mode="markers",
+                    showlegend=row == 1, marker={"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": GREY}},
+                ),
+                row=row, col=1,
+            )  # fmt: skip
+
+
 def _mark_knee(figure: Any, knee: Series, column: int) -> None:
     load = knee.figures["load"]
     for row in (1, 2):
         figure.add_vline(x=load, line={"color": GREY, "width": 1, "dash": "dash"}, row=row, col=column)
     figure.add_annotation(
-        x=load, y=1, yref="y domain" if column == 1 else f"y{column} domain", xref="x" if column == 1 else f"x{column}",
-        text=f"knee {load:g}", showarrow=False, xanchor="left", yanchor="top", xshift=5, font={"color": GREY, "size": 12},
+        x=load, y=0.02, yref="y domain" if column == 1 else f"y{column} domain", xref="x" if column == 1 else f"x{column}",
+        text=f"knee {load:g}", showarrow=False, xanchor="left", yanchor="bottom", xshift=5, font={"color": GREY, "size": 12},
     )  # fmt: skip
 
 

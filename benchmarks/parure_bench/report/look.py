@@ -41,8 +41,8 @@ def styled(figure: Any, height: int) -> Any:
         "tickcolor": GREY,
         "ticklen": 4,
     }
-    figure.update_xaxes(title_standoff=8, **axis)
-    figure.update_yaxes(title_standoff=8, **axis)
+    figure.update_xaxes(title_standoff=8, title_font_size=13, **axis)
+    figure.update_yaxes(title_standoff=8, title_font_size=13, **axis)
     return figure
 
 

@@ -59,7 +59,9 @@ def _section(roof: Record, records: Sequence[Record], index: int) -> Section:
         )  # fmt: skip
     styled(figure, 520)
     figure.update_xaxes(type="log", title_text="operations per byte at the graph's boundary, FLOP/B", dtick=1)
-    figure.update_yaxes(type="log", title_text="FLOP/s", tickformat=".0s", dtick=1)
+    figure.update_yaxes(
+        type="log", title_text="FLOP/s", tickformat=".0s", dtick="D2" if bandwidth * x[0] > peak / 300 else 1
+    )
     where = f"Measured on {machine(roof)}" if points else "Nothing was measured on it: open circles are the bounds"
     caption = (
         f"{device}, {precision}: {peak / 1e12:.3g} TFLOP/s and {bandwidth / 1e9:.4g} GB/s. Under the slope memory is the "

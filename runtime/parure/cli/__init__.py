@@ -21,6 +21,7 @@ COMMANDS = {
     "repo": ("parure.cli.repo", "Bundle -> Triton model repository."),
     "serve": ("parure.cli.serve", "Serve a model repository with the embedded Triton."),
     "health": ("parure.cli.health", "Does every model of a server really answer?"),
+    "doctor": ("parure.cli.doctor", "What is wrong with this machine, or with that server?"),
     "run": ("parure.cli.run", "Put an ornament onto a photo."),
     "batch": ("parure.cli.batch", "A table of pictures to make, on any number of servers."),
     "evaluate": ("parure.cli.evaluate", "Measure a bundle on held-out triplets."),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from parure.errors import InputError
 from parure.finding import Finding
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]note[/]"}
+LEVELS = MARKS | {False: "[red]problem[/]", None: "[yellow]warning[/]"}
 
 
 @contextmanager
@@ -33,8 +35,9 @@ def make_folder(out: Path) -> None:
         raise InputError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
 
 
-def findings_table(findings: Iterable[Finding]) -> Table:
+def findings_table(findings: Iterable[Finding], marks: Mapping[bool | None, str] = MARKS) -> Table:
     table = Table("what", "", "found")
     for finding in findings:
-        table.add_row(finding.subject, MARKS[finding.passed], finding.found)
+        remedy = f"\n[dim]->[/] {escape(finding.remedy)}" if finding.remedy else ""
+        table.add_row(escape(finding.subject), marks[finding.passed], escape(finding.found) + remedy)
     return table

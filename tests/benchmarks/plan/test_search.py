@@ -55,7 +55,7 @@ def test_the_plan_has_as_many_gpus_as_the_work_needs_and_hardly_more() -> None:
 def test_a_p99_below_the_latency_of_a_lone_picture_is_told_with_the_bound() -> None:
     ground = Ground(measured_times([components(0.009, 0.001)]), Workload(10))
     assert lone_latency(ground) == pytest.approx(0.32)
-    with pytest.raises(Unattainable, match="p99 of 300 ms cannot be met with any number of GPUs.*320 ms"):
+    with pytest.raises(Unattainable, match=r"p99 of 300 ms cannot be met with any number of GPUs.*320 ms"):
         plan(ground, Promise(1, 0.3), max_batches=(1,))
 
 

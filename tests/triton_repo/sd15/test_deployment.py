@@ -119,12 +119,16 @@ def test_the_pod_is_locked_down(deployment: Path) -> None:
     assert places["/dev/shm"]["medium"] == "Memory" and "/tmp" in places
 
 
-def test_a_pod_is_ready_when_every_model_answers(deployment: Path) -> None:
-    _, container = pod(rendered(deployment))
-    probed = container["readinessProbe"]["exec"]["command"]
-    models = {path.name for path in (deployment.parent / "models").iterdir()}
-    assert {url.split("/")[-2] for url in probed if "/models/" in url} == models
-    assert "--fail" in probed and "--fail-early" in probed  # without the latter curl tells of the last URL only
+def test_a_pod_is_ready_while_every_model_really_answers_and_restarted_when_one_does_not(deployment: Path) -> None:
+    container = pod(rendered(deployment, probe={"deadlineSeconds": 7, "timeoutSeconds": 20, "periodSeconds": 11}))[1]
+    ready, alive = container["readinessProbe"], container["livenessProbe"]
+    probed = ["python3", "-m", "parure", "health", "grpc://127.0.0.1:8001", "--deadline", "7"]
+    assert ready["exec"]["command"] == alive["exec"]["command"] == probed
+    assert (ready["periodSeconds"], ready["timeoutSeconds"]) == (11, 20)
+    patience = [probe["periodSeconds"] * probe["failureThreshold"] for probe in (ready, alive)]
+    assert 4 * patience[0] < patience[1]  # it leaves the service long before it is started anew
+    compose = yaml.safe_load((deployment / "compose.yaml").read_text())["services"]["triton"]["healthcheck"]["test"]
+    assert compose[1:-1] == probed[:-1]
 
 
 def test_a_pod_leaves_the_service_before_it_drains_and_drains_before_it_is_killed(deployment: Path) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {
     "quality": ("parure.cli.bench.quality", "Fast modes: what they save, and what they cost."),
     "roofline": ("parure.cli.bench.roofline", "The least time that a device can take, from the graphs."),
     "serve": ("parure.cli.bench.serve", "A server under load: latency by concurrency and by arrival rate."),
+    "perf-analyzer": ("parure.cli.bench.perf_analyzer", "NVIDIA's perf_analyzer beside our own load."),
     "report": ("parure.cli.bench.report", "Records -> one page of charts."),
     "compare": ("parure.cli.bench.compare", "Two records: what changed significantly."),
 }

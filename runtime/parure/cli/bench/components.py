@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     help="May be repeated; all are measured in turns.",
 )
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory, each in a process of its own.")
-@rounds_options(count=20, warmup=3)
+@rounds_options(count=20, warmup=3, settle=0.05)
 @out_option("components")
 def command(
     bundles: tuple[Path, ...], names: tuple[str, ...], batches: tuple[int, ...], backends: tuple[Backend, ...],
-    memory: bool, rounds: int, warmup: int, seconds: float | None, out: Path,
+    memory: bool, rounds: int, warmup: int, settle: float, seconds: float | None, out: Path,
 ) -> None:  # fmt: skip
     """Measure every component of BUNDLE by batch size and backend.
 
@@ -52,7 +52,7 @@ def command(
         from parure_bench.sampling import Rounds
     opened = open_bundles(bundles)
     chosen = _chosen(opened, names, batches)
-    plan = ComponentPlan(chosen, batches, backends, Rounds(rounds, warmup, seconds or float("inf")), memory)
+    plan = ComponentPlan(chosen, batches, backends, Rounds(rounds, warmup, seconds or float("inf"), settle), memory)
     with recording(out, "components", typed_command(), opened[0].identity) as run:
         device, note = limit_here()
         run.notes.append(note)

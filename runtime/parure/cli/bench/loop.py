@@ -43,13 +43,13 @@ BACKENDS = ("onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch", "to
 @click.option("--photo", type=click.Path(), help="With --ornament and --box; by default drawn pictures of 512 px.")
 @click.option("--ornament", type=click.Path())
 @click.option("--box", metavar="L,T,R,B")
-@rounds_options(count=10, warmup=1)
+@rounds_options(count=10, warmup=1, settle=0.2)
 @out_option("loop")
 def command(
     bundles: tuple[Path, ...], steps: tuple[int, ...] | None, guidances: tuple[float, ...], solvers: tuple[str, ...],
     box_mask: bool, backends: tuple[str, ...], modes: tuple[str, ...], checkpoint: Path | None, curves: tuple[str, ...],
     apart: bool, photo: str | None, ornament: str | None, box: str | None, rounds: int, warmup: int,
-    seconds: float | None, out: Path,
+    settle: float, seconds: float | None, out: Path,
 ) -> None:  # fmt: skip
     """Measure whole pictures with BUNDLE: ours on every backend, and loops that save less or more, all in turns.
 
@@ -77,7 +77,7 @@ def command(
     for backend in (*backends[1:], *(("torch",) if torch_too else ())):
         peers.append(executor_peer(first, backend, checkpoint, shot, ablation=backend == "torch"))
     peers += [executor_peer(other, backends[0], checkpoint, shot, ablation=False) for other in opened[1:]]
-    plan = Rounds(rounds, warmup, seconds or float("inf"))
+    plan = Rounds(rounds, warmup, seconds or float("inf"), settle)
     with recording(out, "loop", typed_command(), first.identity) as run, progress() as bars:
         measure_loop(peers, settings, plan, run, bars, apart=apart)
         measure_curves(wanted_curves, peers[0], settings[0], plan, run, bars)

@@ -25,11 +25,15 @@ def out_option(kind: str) -> Callable[[Command], Command]:
     )  # fmt: skip
 
 
-def rounds_options(count: int, warmup: int) -> Callable[[Command], Command]:
+def rounds_options(count: int, warmup: int, settle: float) -> Callable[[Command], Command]:
     def decorate(function: Command) -> Command:
         function = click.option(
             "--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long, but 3 rounds."
         )(function)
+        function = click.option(
+            "--settle", default=settle, show_default=True, type=click.FloatRange(0),
+            help="Idle seconds before every call, in which threads of the one before stop spinning.",
+        )(function)  # fmt: skip
         function = click.option(
             "--warmup", default=warmup, show_default=True, type=click.IntRange(0), help="Rounds that are not kept."
         )(function)

@@ -1,0 +1,1 @@
+"""What is wrong with a machine, or with an endpoint, and what to do about it: `parure doctor`."""
