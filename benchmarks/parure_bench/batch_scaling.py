@@ -159,7 +159,7 @@ def memory(given: tuple[Path, Path, Path | None], jobs: str, scratch: Path) -> N
     peaks = []
     for count in map(int, jobs.split(",")):
         command = [sys.executable, "-m", "parure_bench.batch_scaling", "one-memory", str(count), str(scratch)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         peaks.append({"jobs": count, "peak_mb": float(done.stdout.split()[-1])})
         shutil.rmtree(scratch, ignore_errors=True)
     report = {
@@ -193,7 +193,7 @@ def one_memory(jobs: int, scratch: Path) -> None:
     connection = Connection(Answers(), SimpleNamespace(loop=loop), "0" * 64, 4)  # type: ignore[arg-type]
     file = write_jobs(scratch / "jobs", jobs, ornaments=100, side=32)
     plan = Plan(str(file), str(scratch / "out"), ("grpc://one:1", "grpc://two:1"), quiet=True)
-    summary = run_batch(plan, connect=lambda url: connection, check=lambda url: None)
+    summary = run_batch(plan, connect=lambda url: connection, check=lambda url: None, live=lambda url: True)
     assert summary.ok and summary.done == jobs, summary
     click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

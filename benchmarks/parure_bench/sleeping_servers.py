@@ -94,4 +94,4 @@ def urls(running: Sequence[EmbeddedServer]) -> tuple[str, ...]:
 def write_report(results: Path, name: str, report: Mapping[str, Any]) -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / name).write_text(json.dumps(report, indent=2) + "\n")
-    click.echo(json.dumps({key: value for key, value in report.items() if key != "machine"}, indent=2))
+    click.echo(json.dumps({key: value for key, value in report.items() if key != "environment"}, indent=2))

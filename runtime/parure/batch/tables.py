@@ -61,7 +61,7 @@ class TableWriter:
         arrow = pyarrow()
         types = {"string": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64(), "bool": arrow.bool_()}
         self._schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
-        self._record_batch = arrow.RecordBatch
+        self._table = arrow.Table
         self._file = arrow.parquet.ParquetWriter(str(path), self._schema)
         self._rows: list[Mapping[str, Any]] = []
 
@@ -72,8 +72,8 @@ class TableWriter:
 
     def _write(self) -> None:
         rows, self._rows = self._rows, []
-        if rows:
-            self._file.write_batch(self._record_batch.from_pylist(rows, schema=self._schema))
+        if rows:  # as a group of rows of its own: pyarrow keeps what is written in batches until there are a million
+            self._file.write_table(self._table.from_pylist(rows, schema=self._schema))
 
     def __enter__(self) -> TableWriter:
         return self
