@@ -45,7 +45,7 @@ class Batcher:
         self._queue.append((self._env.now, answered))
         if self._batching.delay:  # its own wait ends then, whatever happens meanwhile
             timer = self._env.timeout(self._batching.delay)
-            timer.callbacks.append(lambda _: self._start())  # type: ignore[union-attr]
+            timer.callbacks.append(lambda _: self._start())
         self._start()
         return answered
 

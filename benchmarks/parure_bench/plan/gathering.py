@@ -42,7 +42,7 @@ class Gathering:
         self._begin_where_complete()
         if not go.triggered:
             timer = self._env.timeout(max(PATIENCE * place.seconds, LEAST_WAIT))
-            timer.callbacks.append(lambda _: None if go.triggered else place.begin())  # type: ignore[union-attr]
+            timer.callbacks.append(lambda _: None if go.triggered else place.begin())
             yield go
 
     def called(self, component: str, seconds: float) -> None:

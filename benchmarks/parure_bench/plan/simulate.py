@@ -181,7 +181,7 @@ class Simulation:
         if not self.host.demand:
             return self.env.timeout(self.host.seconds_per_call)
         ready = self.env.event()
-        self.device.run(self.host.seconds_per_call, self.host.demand, ready.succeed)
+        self.device.run(self.host.seconds_per_call, self.host.demand, lambda: ready.succeed())
         return ready
 
     def _ended(self, number: int, latency: float) -> None:
