@@ -12,6 +12,9 @@ from parure.errors import InputError, InvalidReply
 from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Manifest, Precision
 
+# The threads of a component that is done would spin on the cores that the next component computes on.
+NO_SPINNING = ("session.intra_op.allow_spinning", "0")
+
 
 class OnnxExecutor:
     """Runs a bundle's graphs in-process; sessions are made when a component is first needed."""
@@ -68,6 +71,7 @@ def open_session(graph: Path, threads: int, *, literal: bool = False) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(*NO_SPINNING)
     if literal:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False

@@ -157,6 +157,7 @@ def open_session(graph: Path, threads: int, gpu: int | None) -> Any:
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the other components' cores are these
     available = ort.get_available_providers()
     if gpu is not None and CUDA not in available:
         raise pb_utils.TritonModelException(
