@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import simpy
 
@@ -45,7 +46,7 @@ class Batcher:
         self._queue.append((self._env.now, answered))
         if self._batching.delay:  # its own wait ends then, whatever happens meanwhile
             timer = self._env.timeout(self._batching.delay)
-            timer.callbacks.append(lambda _: self._start())  # type: ignore[union-attr]
+            timer.callbacks.append(lambda _: self._start())
         self._start()
         return answered
 
@@ -55,7 +56,7 @@ class Batcher:
             self._free -= 1
             self.calls += size
             self.executions += 1
-            self._device.run(self._seconds(size), self._batching.demand, lambda batch=batch: self._end(batch))  # type: ignore[misc]
+            self._device.run(self._seconds(size), self._batching.demand, partial(self._end, batch))
 
     def _end(self, batch: list[simpy.Event]) -> None:
         self._free += 1

@@ -8,7 +8,7 @@ from itertools import count
 
 import simpy
 
-Done = Callable[[], None]
+Done = Callable[[], object]
 
 
 class SharedDevice:
@@ -52,7 +52,7 @@ class SharedDevice:
             return
         version, left = self._version, max(self._ends[0][0] - self._progress, 0.0)
         timer = self._env.timeout(left / self._speed())
-        timer.callbacks.append(lambda _: self._first_ends(version))  # type: ignore[union-attr]
+        timer.callbacks.append(lambda _: self._first_ends(version))
 
     def _first_ends(self, version: int) -> None:
         if version != self._version:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,22 +11,21 @@ from rich.table import Table
 
 from parure.cli.bench.options import numbers, out_option, typed_command, wide_console
 from parure.cli.common import needs
+from parure.errors import InputError
 from parure.tryon import open_tryon
 
 if TYPE_CHECKING:
     from parure_bench.record import Series
 
 
-class Rates(click.ParamType):
-    """`2/s,4/s` or `none`, as a tuple of pictures a second."""
+def rates(text: str) -> tuple[float, ...]:
+    """`2/s,4/s` or `none`, as pictures a second; for `type=`."""
+    from parure_bench.plan.quantities import parse_rate
 
-    name = "R,R,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        from parure_bench.plan.quantities import parse_rate
-
-        text = str(value)
+    try:
         return () if text == "none" else tuple(parse_rate(part, "--rates") for part in text.split(","))
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command("serve")
@@ -38,7 +37,7 @@ class Rates(click.ParamType):
 @click.option("--ornaments", default=1, show_default=True, type=click.IntRange(1), help="Distinct ones, when warm.")
 @click.option("--concurrency", default="1,2,4,8,16", show_default=True, type=numbers, metavar="N,N,...",
               help="Callers who ask again when answered.")  # fmt: skip
-@click.option("--rates", type=Rates(),
+@click.option("--rates", "offered", type=rates, metavar="R,R,...",
               help="Arrivals at random, such as 2/s,4/s; none [default: shares of the highest throughput].")  # fmt: skip
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="For each level.")  # fmt: skip
@@ -54,7 +53,7 @@ class Rates(click.ParamType):
 @out_option("serve")
 def command(
     url: str, loops: tuple[str, ...], caches: tuple[str, ...], ornaments: int, concurrency: tuple[int, ...],
-    rates: tuple[float, ...] | None, seconds: float, seed: int, photo: Path | None, ornament: Path | None,
+    offered: tuple[float, ...] | None, seconds: float, seed: int, photo: Path | None, ornament: Path | None,
     box: str | None, steps: int | None, deadline: float, metrics: str | None, allow_wire_features: bool, out: Path,
 ) -> None:  # fmt: skip
     """Latency and throughput of the server at URL by concurrency and by arrival rate, and the knee of both.
@@ -71,7 +70,7 @@ def command(
 
         given = cases(photo, ornament, box)
     chosen = curves_of(loops or ("server",), caches or ("warm",))  # type: ignore[arg-type]
-    extent = Extent(concurrency, rates, seconds, seed)
+    extent = Extent(concurrency, offered, seconds, seed)
     console = Console(stderr=True)
     table = Table("loop", "ornaments", "load", "requests", "throughput /s", "p50 s", "p99 s", "U-Net batch", "failed")
     with open_tryon(url, deadline=deadline, loop=chosen[0].loop, allow_wire_features=allow_wire_features) as tryon:
