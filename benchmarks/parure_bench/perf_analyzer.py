@@ -22,7 +22,9 @@ import numpy as np
 
 from parure.errors import InputError, ParureError
 from parure.executor import Array
-from parure.tryon_wire import UNARY_MODEL, png
+from parure.manifest import Manifest
+from parure.request import Asked, read_request
+from parure.tryon_wire import UNARY_MODEL, call_tensors
 from parure_bench.record import Series
 from parure_bench.serve.inputs import Case
 from parure_triton.flags import ADMIN_HEADER
@@ -96,20 +98,24 @@ def _unpack(wheel: Path, analyzer: Analyzer) -> None:
                 (analyzer.libraries / Path(name).name).write_bytes(archive.read(name))
 
 
-def write_inputs(path: Path, given: Sequence[Case], steps: int) -> None:
-    """Real pictures for `--input-data`: one entry per case, every input of `tryon_unary` in it."""
-    entries = [
-        {
-            "photo": _bytes(png(case.photo)),
-            "ornament": _bytes(png(case.ornament)),
-            "box": {"content": [case.box.left, case.box.top, case.box.right, case.box.bottom], "shape": [4]},
-            "steps": {"content": [steps], "shape": [1]},
-            "seed": {"content": [0], "shape": [1]},
-            "result": {"content": ["photo"], "shape": [1]},
-        }
-        for case in given
-    ]
+_SENT = ("photo", "ornament", "photo_size", "box", "steps", "seed", "result")
+
+
+def write_inputs(path: Path, given: Sequence[Case], steps: int | None, manifest: Manifest) -> None:
+    """Real pictures for `--input-data`, one entry per case: what our own client sends, less what is the default."""
+    entries = []
+    for case in given:
+        request = read_request(Asked(case.photo, case.ornament, case.box, steps=steps), manifest)
+        tensors = call_tensors(request, None, 60.0, manifest.geometry)
+        entries.append({name: _described(tensors[name]) for name in _SENT if name in tensors})
     path.write_text(json.dumps({"data": entries}))
+
+
+def _described(array: Array) -> dict[str, object]:
+    if array.dtype == np.uint8:
+        return _bytes(array)
+    content = [word.decode() if isinstance(word, bytes) else word for word in array.tolist()]
+    return {"content": content, "shape": list(array.shape)}
 
 
 def _bytes(array: Array) -> dict[str, object]:

@@ -7,10 +7,10 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from parure.bundle import Bundle
 from parure.errors import InputError, ParureError
 from parure.geometry import Box
 from parure.image import Pixels
@@ -28,12 +28,17 @@ def stand_in(folder: Path, body: str) -> Analyzer:
     return Analyzer(binary, folder)
 
 
-def test_inputs_are_real_pictures(tmp_path: Path, photo: Pixels, ornament: Pixels) -> None:
-    write_inputs(tmp_path / "inputs.json", [Case(photo, ornament, Box(1.5, 2, 30, 40))], steps=4)
+def test_inputs_are_what_our_own_client_sends(
+    tmp_path: Path, photo: Pixels, ornament: Pixels, tiny_bundle: Path
+) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    write_inputs(tmp_path / "inputs.json", [Case(photo, ornament, Box(1.5, 2, 50, 40))], 4, manifest)
     (entry,) = json.loads((tmp_path / "inputs.json").read_text())["data"]
     content = base64.b64decode(entry["photo"]["content"]["b64"])
-    assert np.array_equal(np.asarray(Image.open(BytesIO(content))), photo) and entry["photo"]["shape"] == [len(content)]
-    assert entry["box"]["content"] == [1.5, 2, 30, 40] and entry["steps"] == {"content": [4], "shape": [1]}
+    assert Image.open(BytesIO(content)).size == (64, 64) and entry["photo"]["shape"] == [len(content)]
+    assert entry["photo_size"] == {"content": [96, 128], "shape": [2]}
+    assert entry["box"]["content"] == [1.5, 2, 50, 40] and entry["steps"] == {"content": [4], "shape": [1]}
+    assert entry["result"] == {"content": ["crop"], "shape": [1]}
 
 
 def test_its_table_is_read_in_seconds(tmp_path: Path) -> None:

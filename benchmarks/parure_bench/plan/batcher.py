@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import simpy
 
@@ -55,7 +56,7 @@ class Batcher:
             self._free -= 1
             self.calls += size
             self.executions += 1
-            self._device.run(self._seconds(size), self._batching.demand, lambda batch=batch: self._end(batch))  # type: ignore[misc]
+            self._device.run(self._seconds(size), self._batching.demand, partial(self._end, batch))
 
     def _end(self, batch: list[simpy.Event]) -> None:
         self._free += 1

@@ -19,6 +19,7 @@ from parure_bench.serve.settings import SERVED
 
 PICTURES = 600
 _MEETS = "mask_head"
+_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the time around a call in which a core is busy
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Compared:
 
 @dataclass(frozen=True)
 class Check:
-    """`host` is what a picture spends around its calls, taken from the level of one caller: that level is fitted."""
+    """`host` is what a picture spends around its calls; it is taken from the levels `fitted`."""
 
     host: Host
     levels: tuple[Compared, ...]
-    fitted: str
+    fitted: tuple[str, ...]
 
     def median_error(self, figure: str) -> float:
         """Of the absolute errors of the levels that were not fitted."""
-        errors = [abs(level.error(figure)) for level in self.levels if level.load != self.fitted]
+        errors = [abs(level.error(figure)) for level in self.levels if level.load not in self.fitted]
         return float(np.median(errors)) if errors else float("nan")
 
 
@@ -69,7 +70,13 @@ def check(times: Times, record: Record, *, seed: int = 0) -> Check:
     server, workload = server_of(record, cores, on_gpu), workload_of(single)
     times.require(set(workload.counts()))
     host = fitted_host(times, workload, server, single, 0.0 if on_gpu else 1 / cores, seed)
-    return Check(host, tuple(_levels(times, workload, server, host, levels, seed)), load_of(single))
+    fitted = [single]
+    crowd = max((s for s in levels if "concurrency" in s.labels), key=lambda s: float(s.labels["concurrency"]))
+    if not on_gpu and crowd is not single:
+        host = fitted_demand(times, workload, server, crowd, host, seed)
+        fitted.append(crowd)
+    found = tuple(_levels(times, workload, server, host, levels, seed))
+    return Check(host, found, tuple(load_of(series) for series in fitted))
 
 
 def server_of(record: Record, cores: int, on_gpu: bool) -> Server:
@@ -112,6 +119,17 @@ def fitted_host(times: Times, workload: Workload, server: Server, single: Series
     calls = len(workload.calls(cached=True))
     left = float(np.median(single.samples)) - bare.quantile(0.5)
     return Host(max(left, 0.0) / calls, demand)
+
+
+def fitted_demand(times: Times, workload: Workload, server: Server, crowd: Series, host: Host, seed: int) -> Host:
+    """How much of that keeps a core busy, from the throughput of the most callers; the rest is waiting."""
+
+    def miss(candidate: Host) -> float:
+        offered = _offered(crowd)
+        outcome = simulate(times, workload, server, offered, candidate, [seed])[0]
+        return abs(throughput(outcome.ends, outcome.latencies, offered.concurrency) - crowd.figures["throughput"])
+
+    return min((Host(host.seconds_per_call, host.demand * share) for share in _SHARES), key=miss)
 
 
 def load_of(series: Series) -> str:

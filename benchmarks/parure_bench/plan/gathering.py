@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 
 import simpy
 
@@ -21,6 +22,12 @@ class _Place:
         here, self.waiting = self.waiting, []
         for event in here:
             event.succeed()
+
+
+def _lose_patience(place: _Place, go: simpy.Event, _: simpy.Event) -> None:
+    """Whoever has waited longest takes all along that are here."""
+    if not go.triggered:
+        place.begin()
 
 
 class Gathering:
@@ -42,7 +49,7 @@ class Gathering:
         self._begin_where_complete()
         if not go.triggered:
             timer = self._env.timeout(max(PATIENCE * place.seconds, LEAST_WAIT))
-            timer.callbacks.append(lambda _: None if go.triggered else place.begin())
+            timer.callbacks.append(partial(_lose_patience, place, go))
             yield go
 
     def called(self, component: str, seconds: float) -> None:

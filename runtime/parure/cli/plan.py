@@ -230,9 +230,9 @@ def _show_check(found: Check) -> None:
         cells = []
         for name in ("p50", "p99", "throughput"):
             cells += [f"{level.measured[name]:.3g}", f"{level.predicted[name]:.3g}", f"{level.error(name):+.0%}"]
-        table.add_row(level.load + (" (fitted)" if level.load == found.fitted else ""), *cells)
+        table.add_row(level.load + (" (fitted)" if level.load in found.fitted else ""), *cells)
     console = Console()
     console.print(table)
     errors = ", ".join(f"{name} {found.median_error(name):.0%}" for name in ("p50", "p99", "throughput"))
     console.print(f"median error of what was not fitted: {errors}", highlight=False)
-    console.print(f"around each call: {found.host.seconds_per_call * 1e3:.2f} ms of the host, fitted to one caller")
+    console.print(f"around each call: {found.host.seconds_per_call * 1e3:.2f} ms of the host, fitted")

@@ -98,7 +98,7 @@ def served(ground: Ground, setting: Setting) -> Record:
         figures = {"max_batch": float(setting.max_batch), "queue_delay": delay, "instances": 1.0, "threads": 0.0,
                    f"preferred.{setting.max_batch}": float(setting.max_batch)}  # fmt: skip
         series.append(Series(name="served", labels={"model": name}, unit="", figures=figures))
-    for callers in (1, 4):
+    for callers in (1, 2, 4):
         server = ground.server(setting)
         outcome = simulate(ground.times, ground.workload, server, Offered(200, concurrency=callers), ground.host, [9])[
             0
@@ -113,7 +113,10 @@ def served(ground: Ground, setting: Setting) -> Record:
 def test_the_check_finds_no_error_in_a_server_that_does_what_the_simulation_says() -> None:
     times = measured_times([components(0.004, 0.001)])
     found = check(times, served(Ground(times, Workload(3)), Setting(8, 16, 0.001)))
-    assert [level.load for level in found.levels] == ["1 at once", "4 at once"] and found.fitted == "1 at once"
+    assert [level.load for level in found.levels] == ["1 at once", "2 at once", "4 at once"] and found.fitted == (
+        "1 at once",
+        "4 at once",
+    )
     assert found.median_error("p50") < 0.15 and found.median_error("throughput") < 0.15
     with pytest.raises(RecordError, match="kind components cannot be checked"):
         check(times, components(1, 1))

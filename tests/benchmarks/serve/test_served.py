@@ -68,7 +68,7 @@ def test_levels_of_both_kinds_are_recorded_with_batches_bytes_cache_and_settings
     assert len(record.find("request")) == 2 * 2 * 3
     for series in record.find("request"):
         figures = series.figures
-        assert series.samples and figures["complete"] == 1 and figures["steps"] == 2 and figures["calls.unet"] == 2
+        assert series.samples and figures["complete"] == 1 and figures["steps"] == 2 and figures["calls.unet"] == 4
         assert figures["bytes_sent"] > 1000 and figures["bytes_received"] > 1000 and figures["mean_unet_batch"] >= 1
     hits = {
         s.labels["ornaments"]: s.figures["ornament_hits"] for s in record.find("request", loop="server", concurrency=1)

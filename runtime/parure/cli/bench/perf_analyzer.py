@@ -46,7 +46,7 @@ def command(
     with open_tryon(url, deadline=deadline, loop="server") as tryon:
         analyzer = fetched(cache.resolve())
         inputs = cache.resolve() / "inputs.json"
-        write_inputs(inputs, given, steps or tryon.manifest.loop.default_steps)
+        write_inputs(inputs, given, steps, tryon.manifest)
         ask = Asker(tryon, given, steps, 1, cold=False)
         table = Table("callers", "perf_analyzer /s", "ours /s", "ratio", "perf_analyzer p50 s", "ours p50 s", "ratio")
         with recording(out, "serve", typed_command(), tryon.loop.identity) as run:

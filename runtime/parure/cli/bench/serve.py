@@ -11,6 +11,7 @@ from rich.table import Table
 
 from parure.cli.bench.options import numbers, out_option, typed_command, wide_console
 from parure.cli.common import needs
+from parure.errors import InputError
 from parure.tryon import open_tryon
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """`2/s,4/s` or `none`, as pictures a second."""
+    """`2/s,4/s` or `none`, as pictures a second; for `type=`."""
     from parure_bench.plan.quantities import parse_rate
 
-    return () if text == "none" else tuple(parse_rate(part, "--rates") for part in text.split(","))
+    try:
+        return () if text == "none" else tuple(parse_rate(part, "--rates") for part in text.split(","))
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command("serve")
@@ -33,7 +37,7 @@ def rates(text: str) -> tuple[float, ...]:
 @click.option("--ornaments", default=1, show_default=True, type=click.IntRange(1), help="Distinct ones, when warm.")
 @click.option("--concurrency", default="1,2,4,8,16", show_default=True, type=numbers, metavar="N,N,...",
               help="Callers who ask again when answered.")  # fmt: skip
-@click.option("--rates", "arrivals", type=rates, metavar="R,R,...",
+@click.option("--rates", "offered", type=rates, metavar="R,R,...",
               help="Arrivals at random, such as 2/s,4/s; none [default: shares of the highest throughput].")  # fmt: skip
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="For each level.")  # fmt: skip
@@ -49,7 +53,7 @@ def rates(text: str) -> tuple[float, ...]:
 @out_option("serve")
 def command(
     url: str, loops: tuple[str, ...], caches: tuple[str, ...], ornaments: int, concurrency: tuple[int, ...],
-    arrivals: tuple[float, ...] | None, seconds: float, seed: int, photo: Path | None, ornament: Path | None,
+    offered: tuple[float, ...] | None, seconds: float, seed: int, photo: Path | None, ornament: Path | None,
     box: str | None, steps: int | None, deadline: float, metrics: str | None, allow_wire_features: bool, out: Path,
 ) -> None:  # fmt: skip
     """Latency and throughput of the server at URL by concurrency and by arrival rate, and the knee of both.
@@ -66,7 +70,7 @@ def command(
 
         given = cases(photo, ornament, box)
     chosen = curves_of(loops or ("server",), caches or ("warm",))  # type: ignore[arg-type]
-    extent = Extent(concurrency, arrivals, seconds, seed)
+    extent = Extent(concurrency, offered, seconds, seed)
     console = Console(stderr=True)
     table = Table("loop", "ornaments", "load", "requests", "throughput /s", "p50 s", "p99 s", "U-Net batch", "failed")
     with open_tryon(url, deadline=deadline, loop=chosen[0].loop, allow_wire_features=allow_wire_features) as tryon:
