@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -31,12 +32,11 @@ SCALE_TARGETS = {2: 1.9, 4: 3.7}
 COST_TARGET = 2.0  # ms of CPU per job, beyond image coding
 MEMORY_TARGET = 50.0  # MB more for a hundred times the jobs
 AFFINITY_TARGET = 0.9
-CODING = (
-    "parure.request.load_image", "parure.request.load_mask", "parure.tryon_wire.load_image",
-    "parure.tryon_wire.load_mask", "parure.tryon_wire.png", "parure.tryon_wire._photo",
-    "parure.tryon_wire._ornament", "parure.tryon.compose", "parure.batch.engine._png",
-    "parure.batch.page._figure",
+CODING = (  # decode, check, crop, encode, compose
+    "parure.tryon.read_request", "parure.server_loop.call_tensors", "parure.server_loop.read_seen",
+    "parure.tryon.compose", "parure.batch.engine._png", "parure.batch.page._figure",
 )  # fmt: skip
+CALL = ("parure.server_calls.GrpcCalls.start",)
 
 
 @click.group()
@@ -94,31 +94,31 @@ def cost(given: tuple[Path, Path, Path | None], jobs: int) -> None:
     repository = sleeping_repository(work, bundle, {"unet": 0.05})
     with servers(repository, 1) as running:
         run(write_jobs(work / "warm", 20), work / "out", urls(running))
-        spent, coding = [], []
+        rows = []
         for count in (jobs // 4, jobs):  # the difference is free of what a run costs but once
             file = write_jobs(work / "jobs", count)
-            with image_coding() as coded:
+            with cpu_inside(CODING) as coding, cpu_inside(CALL) as calls:
                 before = time.process_time()
                 summary = run(file, work / "out", urls(running))
-                spent.append(time.process_time() - before)
-            coding.append(coded())
+                rows.append((time.process_time() - before, coding(), calls()))
             assert summary.ok, summary
-    jobs_more = jobs - jobs // 4
-    total, coded_ms = (1000 * (pair[1] - pair[0]) / jobs_more for pair in (spent, coding))
+    total, coded, called = (1000 * (more - less) / (jobs - jobs // 4) for less, more in zip(*rows, strict=True))
     report = {
         "command": f"python -m parure_bench.batch_scaling cost --jobs {jobs}",
         "environment": environment().model_dump(mode="json"),
         "ms_of_cpu_per_job": round(total, 3),
-        "of_which_image_coding": round(coded_ms, 3),
-        "own": round(total - coded_ms, 3),
+        "of_which_image_coding": round(coded, 3),
+        "of_which_the_call": round(called, 3),
+        "own_with_the_call": round(total - coded, 3),
+        "own": round(total - coded - called, 3),
         "target": COST_TARGET,
     }
     write_report(results, "batch-cost.json", report)
 
 
 @contextmanager
-def image_coding() -> Iterator[Callable[[], float]]:
-    """Adds up the CPU seconds of threads inside of functions that decode, encode, crop and compose pictures."""
+def cpu_inside(functions: Sequence[str]) -> Iterator[Callable[[], float]]:
+    """Adds up the CPU seconds that threads spend inside of `functions`, where these are looked up."""
     seconds, inside, lock = 0.0, threading.local(), threading.Lock()
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,10 +136,7 @@ def image_coding() -> Iterator[Callable[[], float]]:
 
         return call
 
-    patches = []
-    for name in CODING:
-        module, function = name.rsplit(".", 1)
-        patches.append(patch(name, timed(getattr(__import__(module, fromlist=["it"]), function))))
+    patches = [patch(name, timed(resolve_name(name))) for name in functions]
     for each in patches:
         each.start()
     try:

@@ -119,6 +119,7 @@ def _run(
         def tick() -> None:
             progress.tick()
             discovery.look()
+            table.flush()
 
         runner = Runner(
             read_jobs(plan.jobs),

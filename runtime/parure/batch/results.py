@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from parure.batch.jobs import Job, Rejected
 from parure.batch.ledger import Record
@@ -20,6 +20,7 @@ from parure.batch.tables import TableWriter
 from parure.errors import StorageError
 
 NAME = "results.parquet"
+_AT_ONCE = 1024
 How = Literal["new", "shared", "resumed"]
 COLUMNS = {
     "row": "int64",
@@ -58,10 +59,11 @@ class Outcome:
 
 
 class Results:
-    """Safe to share between threads."""
+    """Gathers rows; `add` is safe to share between threads."""
 
     def __init__(self, table: TableWriter) -> None:
         self._table = table
+        self._rows: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
     def add(self, outcome: Outcome) -> None:
@@ -84,8 +86,17 @@ class Results:
             "how": outcome.how,
             "ended": record.ended,
         }
-        with self._lock, _explained():
-            self._table.add(values)
+        with self._lock:
+            self._rows.append(values)
+
+    def flush(self, least: int = _AT_ONCE) -> None:
+        """Write what has gathered, if that is `least` rows or more. Always from the same thread."""
+        if len(self._rows) < least:
+            return
+        with self._lock:
+            rows, self._rows = self._rows, []
+        with _explained():
+            self._table.write(rows)
 
 
 @contextmanager
@@ -96,7 +107,9 @@ def results_table(store: Store) -> Iterator[Results]:
     part = folder / f".{secrets.token_hex(8)}.part"
     try:
         with _explained(), TableWriter(part, COLUMNS) as table:
-            yield Results(table)
+            gathered = Results(table)
+            yield gathered
+            gathered.flush(1)
         if not local:
             store.put(NAME, part.read_bytes())
             return

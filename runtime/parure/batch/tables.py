@@ -63,17 +63,13 @@ class TableWriter:
         self._schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
         self._table = arrow.Table
         self._file = arrow.parquet.ParquetWriter(str(path), self._schema)
-        self._rows: list[Mapping[str, Any]] = []
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= _BATCH:
-            self._write()
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A group of rows of its own: pyarrow keeps what is written in batches until there are a million.
 
-    def _write(self) -> None:
-        rows, self._rows = self._rows, []
-        if rows:  # as a group of rows of its own: pyarrow keeps what is written in batches until there are a million
-            self._file.write_table(self._table.from_pylist(rows, schema=self._schema))
+        Always from one thread, since pyarrow keeps memory for every thread that ever used it.
+        """
+        self._file.write_table(self._table.from_pylist(list(rows), schema=self._schema))
 
     def __enter__(self) -> TableWriter:
         return self
@@ -81,11 +77,7 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if value is None:
-                self._write()
-        finally:
-            self._file.close()
+        self._file.close()
 
 
 def _opened(source: str, stream: Any) -> Any:
