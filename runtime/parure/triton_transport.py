@@ -227,7 +227,7 @@ class HttpTransport:
     def config(self, model: str) -> dict[str, Any]:
         _, reply = self._call("GET", f"/v2/models/{model}/config")
         with well_formed(model):
-            return dict(json.loads(reply))
+            return {**json.loads(reply)}
 
     def parameters(self, model: str) -> dict[str, str]:
         return _parameters(model, self.config(model))

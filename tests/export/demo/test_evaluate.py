@@ -57,11 +57,15 @@ def test_the_demo_measures_a_bundle_once(tiny_bundle: Path, tmp_path: Path, monk
         assert showcase._evaluation(tryon, tmp_path, tiny_bundle, 4, lambda text: None) == first
 
 
-def test_the_demo_reuses_a_bundle_of_this_very_checkpoint(
-    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.xdist_group("deep reuse")
+def test_the_demo_reuses_a_bundle_of_this_very_checkpoint_and_for_every_mode(
+    deep_bundle: Path, tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    exported: list[Path] = []
     monkeypatch.setattr(showcase, "CHECKPOINT", tiny_checkpoint)
-    monkeypatch.setattr(showcase, "export_bundle", None)
+    monkeypatch.setattr(showcase, "export_bundle", lambda checkpoint, path, **options: exported.append(path))
     said: list[str] = []
-    assert showcase.prepared_bundle(tiny_bundle, said.append) == tiny_bundle
-    assert said == [f"bundle {tiny_bundle} is there already"]
+    assert showcase.prepared_bundle(deep_bundle, said.append) == deep_bundle
+    assert said == [f"bundle {deep_bundle} is there already"] and not exported
+    showcase.prepared_bundle(tiny_bundle, said.append)  # it lacks what fast modes need
+    assert exported == [tiny_bundle]
