@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from parure.errors import RecordError
-from parure.manifest import Frozen
+from parure.manifest import Frozen, first_fault
 from parure_bench.environment import Environment, GpuState
 
 RECORD_VERSION: Literal[1] = 1
@@ -96,9 +96,7 @@ def load_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"record {path}: {field}: {first['msg']}; measure again") from error
+        raise RecordError(f"record {path}: {first_fault(error)}; measure again") from error
 
 
 def save_record(path: Path, record: Record) -> None:

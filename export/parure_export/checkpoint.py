@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
 
 from parure.errors import CheckpointError
-from parure.manifest import Frozen
+from parure.manifest import Frozen, first_fault
 from parure_export.model import (
     Components,
     ImageEncoder,
@@ -128,9 +128,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         pipeline = PipelineConfig.model_validate(index.get("parure", {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in ("parure", *first["loc"]))
-        raise CheckpointError(f"{folder / INDEX}: {field}: {first['msg']}") from error
+        raise CheckpointError(f"{folder / INDEX}: {first_fault(error, 'parure')}") from error
     loaded = {name: load_module(folder, name) for name in FOLDERS}
     modules = RawModules(**loaded)
     _check_fit(folder, modules)

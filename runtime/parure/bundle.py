@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from parure.errors import BundleError
-from parure.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from parure.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, first_fault
 
 _CHUNK = 1 << 20
 _MANIFEST_BYTES = 16 << 20
@@ -69,9 +69,7 @@ def parse_manifest(content: bytes, subject: str) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{subject}: {field}: {first['msg']}; export the bundle again") from error
+        raise BundleError(f"{subject}: {first_fault(error)}; export the bundle again") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from parure.solver import SolverSpec
 
@@ -20,6 +20,13 @@ class Frozen(BaseModel):
     """A contract: immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def first_fault(error: ValidationError, *within: str) -> str:
+    """The first field that is wrong, and why; `within` names what the checked part stands in."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in (*within, *first["loc"]))
+    return f"{field}: {first['msg']}"
 
 
 class Precision(StrEnum):

@@ -10,6 +10,7 @@ from itertools import islice
 from parure.batch.addresses import endpoint_urls
 from parure.batch.batch import Plan, Summary
 from parure.batch.endpoint import Connector
+from parure.batch.engine import asked
 from parure.batch.jobs import Job, Rejected, read_jobs
 from parure.batch.keys import Reader
 from parure.batch.ledger import Record
@@ -75,18 +76,7 @@ def _checked(row: Job | Rejected, reader: Reader, manifest: Manifest) -> Outcome
         return Outcome(row, Record("", "rejected", row.reason, ended=now))
     try:
         inputs = reader.read(row)
-        asked = Asked(
-            photo=inputs.photo.data,
-            ornament=inputs.ornament.data,
-            box=row.box,
-            ornament_mask=inputs.mask_data,
-            steps=row.steps,
-            seed=row.seed,
-            solver=row.solver,
-            guidance=row.guidance,
-            mode=row.mode,
-        )
-        read_request(asked, manifest)
+        read_request(Asked(**asked(row, inputs)), manifest)
     except InputError as error:
         return Outcome(row, Record("", "rejected", str(error), ended=now))
     except StorageError as error:

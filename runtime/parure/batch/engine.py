@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -72,17 +72,22 @@ class LocalEngine:
 
 
 def ask(tryon: TryOn, job: Job, inputs: Inputs) -> Result:
-    return tryon(
-        inputs.photo.data,
-        inputs.ornament.data,
-        job.box,
-        ornament_mask=inputs.mask_data,
-        steps=job.steps,
-        seed=job.seed,
-        solver=job.solver,
-        guidance=job.guidance,
-        mode=job.mode,
-    )
+    return tryon(**asked(job, inputs))
+
+
+def asked(job: Job, inputs: Inputs) -> dict[str, Any]:
+    """What a job asks for, by the names that `TryOn` and `Asked` take."""
+    return {
+        "photo": inputs.photo.data,
+        "ornament": inputs.ornament.data,
+        "box": job.box,
+        "ornament_mask": inputs.mask_data,
+        "steps": job.steps,
+        "seed": job.seed,
+        "solver": job.solver,
+        "guidance": job.guidance,
+        "mode": job.mode,
+    }
 
 
 def keep(store: Store, name: str, result: Result) -> Made:
