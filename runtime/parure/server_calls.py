@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
 from tritonclient.utils import (  # type: ignore[import-untyped]
@@ -36,11 +38,12 @@ from parure.triton_transport import (
     translated,
     well_formed,
 )
-from parure.tryon_wire import OUTPUTS, TRACE_PARAMETER, TRYON_MODEL, UNARY_MODEL
+from parure.tryon_wire import OUTPUTS, TRACE_PARAMETER, TRYON_MODEL, UNARY_MODEL, code_of
 from parure.wire import count
 
 Responses = Generator[dict[str, Array], None, None]
 _CLIENT_CLOSED_REQUEST = 499  # what Triton makes of CANCELLED
+_OF_INPUTS = re.compile(r"\binputs?\b")
 _OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
 
 
@@ -80,6 +83,20 @@ def _said(error: ServerUnavailable) -> str:
     return str(cause.details() if hasattr(cause, "details") else cause)
 
 
+class StreamError(grpc.RpcError):  # type: ignore[misc]
+    """An error that came as text in a stream: status code and message, as those of calls that fail as a whole."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self._code, self._message = getattr(grpc.StatusCode, code, grpc.StatusCode.UNKNOWN), message
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._message
+
+
 class GrpcCalls(GrpcTransport):
     streams = True
 
@@ -90,10 +107,9 @@ class GrpcCalls(GrpcTransport):
             request.raw_input_contents.append(_packed(array))
         for name in _OUTPUT_NAMES:
             request.outputs.add(name=name)
-        metadata = [("triton_grpc_error", "true")]  # errors as status codes, not as text in a message
         if trace is not None:
             request.parameters[TRACE_PARAMETER].string_param = trace
-            metadata.append((TRACE_PARAMETER, trace))
+        metadata = None if trace is None else [(TRACE_PARAMETER, trace)]
         count(request.ByteSize(), 0)
         call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
         return _primed(self._responses(call))
@@ -103,7 +119,7 @@ class GrpcCalls(GrpcTransport):
             for message in call:
                 count(0, message.ByteSize())
                 if message.error_message:
-                    raise self._refusal(message.error_message)
+                    self._refuse(message.error_message)
                 reply = message.infer_response
                 if len(reply.raw_output_contents) != len(reply.outputs):
                     raise InvalidReply(f"model {TRYON_MODEL!r} declared {len(reply.outputs)} outputs and sent others")
@@ -116,12 +132,15 @@ class GrpcCalls(GrpcTransport):
         finally:
             call.cancel()  # of no effect on a call that has ended
 
-    def _refusal(self, said: str) -> ServerError:
-        """What Triton refuses before the model sees it has no status code in a stream: a wrong call, or a server
-        that is about to end."""
+    def _refuse(self, said: str) -> NoReturn:
+        """Raises what was said. What Triton itself refuses has no status code in a stream: inputs that are not those of
+        the model, a model whose process has died, or a server that is about to end."""
+        if (found := code_of(said)) is not None:
+            raise StreamError(*found)
         if self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=self._deadline).ready:
-            return CallRefused(f"model {TRYON_MODEL!r} refused the call ({said})")
-        return ModelUnavailable(f"model {TRYON_MODEL!r} takes no more calls ({said}); try again, or elsewhere")
+            kind = CallRefused if _OF_INPUTS.search(said) else ServerError
+            raise kind(f"model {TRYON_MODEL!r} refused the call ({said})")
+        raise ModelUnavailable(f"model {TRYON_MODEL!r} takes no more calls ({said}); try again, or elsewhere")
 
 
 class HttpCalls(HttpTransport):

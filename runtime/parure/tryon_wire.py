@@ -3,12 +3,17 @@
     `tryon`        decoupled: one response per step (unless `stream` is none), and a last one with the picture
     `tryon_unary`  the same without streaming, for unary gRPC and plain HTTP: the last response only
 
+In a stream an error begins with its status code (`coded`), since Triton's stream carries an error's text alone. Triton
+can end the stream with a status code instead, where the metadata `triton_grpc_error` asks for it: 2.51 crashes of that
+when many calls are refused at once.
+
 Pictures travel encoded, and whichever is smaller: the file as it came, or a PNG of what the model sees of it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -72,7 +77,19 @@ OUTPUTS = (
     WireTensor("latents", "FP32", (-1, -1, -1)),
     WireTensor("timings", "BYTES", (1,)),
 )
+_CODED = re.compile(r"^(?:\[request id: [^]]*\] )?(?P<code>[A-Z_]+): (?P<message>.*)", re.DOTALL)
 _PICTURES = ("photo", "ornament", "ornament_mask")
+
+
+def coded(code: str, message: str) -> str:
+    """`message` with its gRPC status code before it, as `code_of` reads it."""
+    return f"{code}: {message}"
+
+
+def code_of(text: str) -> tuple[str, str] | None:
+    """Status code and message of what `coded` made; None for any other text. The code may be any word in capitals."""
+    found = _CODED.match(text)
+    return None if found is None else (found["code"], found["message"])
 
 
 @dataclass(frozen=True)

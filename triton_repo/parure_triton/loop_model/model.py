@@ -69,12 +69,12 @@ class TritonPythonModel:
                 picture.read(request)  # a wrong request does not wait for its refusal
                 self.desk.take(picture)
             except ParureError as error:
-                picture.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)
+                picture.refuse("refused", str(error), "INVALID_ARGUMENT")
             except Full:
-                picture.refuse("full", self._full(), pb_utils.TritonError.UNAVAILABLE)
+                picture.refuse("full", self._full(), "UNAVAILABLE")
             except Exception as error:
                 self.shop.log.exception("error", extra={"fields": {"request_id": picture.request_id}})
-                picture.refuse("failed", f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+                picture.refuse("failed", f"{type(error).__name__}: {error}", "INTERNAL")
 
     def finalize(self) -> None:
         self.desk.close()

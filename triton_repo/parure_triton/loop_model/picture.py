@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -23,12 +23,24 @@ from parure.modes import EXACT
 from parure.ornaments import OrnamentCache
 from parure.request import Request, read_request
 from parure.tryon import compose
-from parure.tryon_wire import INPUTS, TRACE_PARAMETER, Call, made_tensors, png, read_call, seen_tensors, timing_tensor
+from parure.tryon_wire import (
+    INPUTS,
+    TRACE_PARAMETER,
+    Call,
+    coded,
+    made_tensors,
+    png,
+    read_call,
+    seen_tensors,
+    timing_tensor,
+)
 from parure_triton.loop_model.bls import BlsExecutor
 from parure_triton.loop_model.meeting import Meetings
 from parure_triton.loop_model.metrics import Metrics
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+Code = Literal["INVALID_ARGUMENT", "CANCELLED", "UNAVAILABLE", "INTERNAL"]
 
 
 @dataclass(frozen=True)
@@ -96,20 +108,22 @@ class Picture:
             self.mode = str(request.options.mode)
             self._answer(self.call, request)
         except InputError as error:
-            self.refuse("refused", str(error), pb_utils.TritonError.INVALID_ARG)
+            self.refuse("refused", str(error), "INVALID_ARGUMENT")
         except Cancelled as error:
-            self.refuse("cancelled", str(error), pb_utils.TritonError.CANCELLED)
+            self.refuse("cancelled", str(error), "CANCELLED")
         except ServerUnavailable as error:
-            self.refuse("failed", str(error), pb_utils.TritonError.UNAVAILABLE)
+            self.refuse("failed", str(error), "UNAVAILABLE")
         except Exception as error:
             self.shop.log.exception("error", extra={"fields": {"request_id": self.request_id}})
-            self.refuse("failed", f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+            self.refuse("failed", f"{type(error).__name__}: {error}", "INTERNAL")
 
-    def refuse(self, outcome: str, message: str, code: Any) -> None:
-        """Answer with an error; raises nothing."""
+    def refuse(self, outcome: str, message: str, code: Code) -> None:
+        """Answer with an error of that gRPC status code; raises nothing."""
         self._ended(outcome, message)
+        tritons = getattr(pb_utils.TritonError, "INVALID_ARG" if code == "INVALID_ARGUMENT" else code)
+        error = pb_utils.TritonError(coded(code, message) if self.shop.streams else message, tritons)
         with suppress(Exception):  # the answer was sent before, or nobody is there to take it
-            self.sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), flags=_FINAL)
+            self.sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
 
     def _answer(self, call: Call, request: Request) -> None:
         preview: Preview | None = None
