@@ -13,10 +13,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -36,6 +37,7 @@ from parure_triton.repository import write_repository
 from parure_triton.server import Addresses, EmbeddedServer
 
 LOCAL = "in-process"
+AHEAD = "in-process, working ahead"
 SERVER = ("server loop, grpc", "server loop, http")
 CLIENT = ("client loop, grpc", "client loop, http")
 SHARED = ("client loop, grpc, shared memory", "client loop, http, shared memory")
@@ -126,16 +128,23 @@ def taken_together(
 def taken_apart(
     bundle: Path, models: Path, chosen: Sequence[str], shot: Shot, rounds: int, steps: int | None
 ) -> tuple[Taken, list[dict[str, float]]]:
-    """As `taken_together`, but process and server are opened, warmed up and closed again in every round."""
+    """As `taken_together`, but process and server are opened, warmed up with a step, and ended again in every round."""
     taken: Taken = {}
     for _ in range(rounds):
-        with opened(in_process(bundle)) as tryons:
-            pictures(tryons, shot, steps, {})
-            pictures(tryons, shot, steps, taken)
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # memory of closed sessions ends only with it
+            taken.setdefault(LOCAL, []).append(process.submit(taken_alone, bundle, shot, steps).result())
         with served(models) as at, opened(remote(at, chosen)) as tryons:
-            pictures(tryons, shot, steps, {})
+            pictures(tryons, shot, 1, {})
             pictures(tryons, shot, steps, taken)
     return checked(taken), []
+
+
+def taken_alone(bundle: Path, shot: Shot, steps: int | None) -> Result:
+    taken: Taken = {}
+    with parure.open(bundle) as tryon:
+        pictures({LOCAL: tryon}, shot, 1, {})
+        pictures({LOCAL: tryon}, shot, steps, taken)
+    return taken[LOCAL][0]
 
 
 @contextmanager
@@ -146,7 +155,7 @@ def served(models: Path) -> Iterator[Addresses]:
 
 
 def in_process(bundle: Path) -> dict[str, Callable[[], TryOn]]:
-    return {LOCAL: lambda: parure.open(bundle)}
+    return {LOCAL: lambda: parure.open(bundle), AHEAD: lambda: parure.open(bundle, work_ahead=True)}
 
 
 def remote(at: Addresses, chosen: Sequence[str]) -> dict[str, Callable[[], TryOn]]:

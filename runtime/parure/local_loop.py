@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -93,11 +94,17 @@ class LocalLoop:
     place: Literal["client", "server"] = "client"
 
     def __init__(
-        self, executor: Executor, solvers: Solvers, ornaments: OrnamentCache | None = None, *, joined: bool = False
+        self,
+        executor: Executor,
+        solvers: Solvers,
+        ornaments: OrnamentCache | None = None,
+        *,
+        joined: bool = False,
+        ahead: bool = False,
     ) -> None:
-        """`joined` as in `LoopOptions`: it belongs to the executor, which gains from it or does not."""
+        """`joined` and `ahead` as in `LoopOptions`: they belong to the executor, which gains from them or does not."""
         self.executor = executor
-        self._joined = joined
+        self._joined, self._ahead = joined, ahead
         self.ornaments = OrnamentCache() if ornaments is None else ornaments
         self._solvers = solvers
 
@@ -122,13 +129,14 @@ class LocalLoop:
         ornament = self._ornament(run, request)
         person = self._person(run, request)
         noise = Noise.draw(request.seed, table, person.masked_latents.shape)
-        options = replace(request.options, joined=self._joined)
+        options = replace(request.options, joined=self._joined, ahead=self._ahead)
         masks: list[FloatArray] = []
-        for step in denoise(run, person, ornament, table, noise, options):
-            masks.append(step.predicted_mask[0, 0])
-            picture = self._preview(run, step, preview)
-            if step.index + 1 < step.count:
-                yield Seen(step.index + 1, step.count, masks[-1], picture)
+        with closing(denoise(run, person, ornament, table, noise, options)) as steps:
+            for step in steps:
+                masks.append(step.predicted_mask[0, 0])
+                picture = self._preview(run, step, preview)
+                if step.index + 1 < step.count:
+                    yield Seen(step.index + 1, step.count, masks[-1], picture)
         yield Seen(step.count, step.count, masks[-1], picture, _made(run, person, step, np.stack(masks)))
 
     def close(self) -> None:

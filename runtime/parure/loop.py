@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
+from parure.ahead import ahead
 from parure.components import ComponentRunner
 from parure.denoiser import Guided, WearingMask
 from parure.executor import FloatArray
@@ -55,12 +57,23 @@ class LoopOptions:
     """How to run the loop. `mask_loop=False` keeps M = M_box at every step (alpha_k = 0); `mode` may skip work.
 
     `joined`: both passes of guidance in one U-Net call of batch 2, which computes the same up to rounding.
+    `ahead`: the next step's mask and features are made in a second thread, while the U-Net is at this step.
     """
 
     guidance: float = 1.0
     mask_loop: bool = True
     mode: Mode = EXACT
     joined: bool = False
+    ahead: bool = False
+
+
+@dataclass(frozen=True)
+class Worn:
+    """What step k is told of the mask: M and M_pred [1, 1, s, s], and features f_m [1, L]."""
+
+    mask: FloatArray
+    features: FloatArray
+    predicted_mask: FloatArray
 
 
 @dataclass(frozen=True)
@@ -105,20 +118,31 @@ def ramp(count: int) -> FloatArray:
 
 def denoise(
     run: ComponentRunner, person: Person, ornament: Ornament, table: SolverTable, noise: Noise, options: LoopOptions
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Run the loop from noise to latents, a `Step` at a time. What the consumer does changes nothing."""
     solver = SolverState(table, noise.start)
     count = len(table.timesteps)
+    unet = Guided(run, person, ornament, options)
+    masks = wearing_masks(run, person, ornament, count, options)
+    with closing(ahead(masks) if options.ahead else masks) as all_worn:
+        for k, (timestep, worn) in enumerate(zip(table.timesteps, all_worn, strict=True)):
+            eps = unet(k, count, solver.model_input(k), timestep, worn.mask, worn.features)
+            denoised = solver.denoised(k, eps)
+            solver.step(k, eps, noise.at(k))
+            yield Step(k, count, solver.sample, denoised, worn.mask, worn.predicted_mask)
+
+
+def wearing_masks(
+    run: ComponentRunner, person: Person, ornament: Ornament, count: int, options: LoopOptions
+) -> Generator[Worn, None, None]:
+    """The masks of all `count` steps. None of it depends on the picture that is being denoised."""
     alpha = ramp(count) * np.float32(options.mask_loop)
-    reference, unet = WearingMask(run, person, ornament, options.mode), Guided(run, person, ornament, options)
+    reference = WearingMask(run, person, ornament, options.mode)
     M_box = M_pred = person.box_mask
-    for k, timestep in enumerate(table.timesteps):
+    for k in range(count):
         M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
         f_m, M_pred = reference(k, count, M, M_pred)  # Eq. 3
-        eps = unet(k, count, solver.model_input(k), timestep, M, f_m)
-        denoised = solver.denoised(k, eps)
-        solver.step(k, eps, noise.at(k))
-        yield Step(k, count, solver.sample, denoised, M, M_pred)
+        yield Worn(M, f_m, M_pred)
 
 
 def _zeros(like: FloatArray) -> FloatArray:

@@ -67,7 +67,7 @@ def open_remote(
                 if where == "server":
                     raise
         require_consent(url, executor.manifest, allowed=allow_wire_features)
-        return LocalLoop(executor, Solvers(executor.solver))
+        return LocalLoop(executor, Solvers(executor.solver), ahead=True)
     except BaseException:
         executor.close()
         raise

@@ -195,6 +195,7 @@ def open_tryon(
     threads: int | None = None,
     backend: Backend = "onnxruntime",
     join_guidance: bool = False,
+    work_ahead: bool = False,
     loop: Where | None = None,
     shared_memory: bool | SharedMemory = False,
     allow_wire_features: bool = False,
@@ -206,6 +207,8 @@ def open_tryon(
     seconds; `threads` the cores of an in-process component; `backend` is what runs a bundle in-process: ONNX Runtime or
     OpenVINO on its graphs (`openvino-bf16` rounds inside, where the CPU has bf16), or TensorRT on its engines.
     `join_guidance` runs both passes of guidance in-process as one batch of two, which computes the same up to rounding.
+    `work_ahead` makes the next step's mask in-process while the U-Net is at this step, as loops over a server always
+    do: the same picture, sooner where a component alone does not fill the machine.
 
     For the client loop: `shared_memory` keeps large tensors off the wire to a server of this host that allows it, and
     `allow_wire_features` says that they may cross the network to a server elsewhere. Raises `BundleError` for a bundle
@@ -215,6 +218,8 @@ def open_tryon(
     if "://" in str(source):
         if join_guidance:
             raise InputError(f"{source} is a server, which forms its batches itself; leave join_guidance out")
+        if work_ahead:
+            raise InputError(f"{source} is a server, whose loops work ahead by themselves; leave work_ahead out")
         from parure.server_loop import open_remote
 
         return TryOn(open_remote(str(source), deadline, loop, shared_memory, allow_wire_features))
@@ -227,7 +232,8 @@ def open_tryon(
     bundle = Bundle.open(source)
     if join_guidance and bundle.manifest.max_batch < 2:
         raise InputError(f"{source} takes no batch of two; export it with --max-batch 2, or leave join_guidance out")
-    return TryOn(LocalLoop(open_executor(bundle, threads, backend), solvers_of(bundle), joined=join_guidance))
+    executor = open_executor(bundle, threads, backend)
+    return TryOn(LocalLoop(executor, solvers_of(bundle), joined=join_guidance, ahead=work_ahead))
 
 
 def solvers_of(bundle: Bundle) -> Solvers:

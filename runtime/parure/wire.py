@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class Timings(dict[str, float]):
 
 
 class Meter:
-    """Adds up the bytes of one picture."""
+    """Adds up the bytes of one picture. Safe to share between threads."""
 
     def __init__(self) -> None:
         self.wire = Wire()
+        self._lock = Lock()
 
     def add(self, sent: int, received: int) -> None:
-        self.wire = Wire(self.wire.sent + sent, self.wire.received + received)
+        with self._lock:
+            self.wire = Wire(self.wire.sent + sent, self.wire.received + received)
 
 
 _meter: ContextVar[Meter | None] = ContextVar("meter", default=None)

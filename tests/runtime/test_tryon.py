@@ -106,6 +106,18 @@ def test_joined_guidance_computes_the_same_in_half_the_calls(
         parure.open("grpc://127.0.0.1:1", join_guidance=True)
 
 
+def test_working_ahead_computes_the_same_picture(
+    tryon: parure.TryOn, tiny_bundle: Path, photo: Pixels, ornament: Pixels
+) -> None:
+    with parure.open(tiny_bundle, threads=1, work_ahead=True) as ahead:
+        for mode in ("exact", "hold=2"):
+            one, other = (t(photo, ornament, BOX, steps=6, guidance=2.3, mode=mode) for t in (ahead, tryon))
+            assert np.array_equal(one.latents, other.latents) and np.array_equal(one.masks, other.masks)
+            assert one.calls["unet"] == other.calls["unet"] and one.spared == other.spared
+    with pytest.raises(InputError, match="work ahead by themselves"):
+        parure.open("grpc://127.0.0.1:1", work_ahead=True)
+
+
 def test_an_ornament_mask_changes_what_is_seen(tryon: parure.TryOn, photo: Pixels, ornament: Pixels) -> None:
     mask = np.zeros(ornament.shape[:2], np.uint8)
     mask[8:-8, 8:-8] = 255

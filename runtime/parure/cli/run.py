@@ -40,6 +40,7 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
     help="What runs a bundle in this process.",
 )
 @click.option("--join-guidance", is_flag=True, help="Both passes of guidance as one batch, in this process.")
+@click.option("--work-ahead", is_flag=True, help="The next step's mask beside this step's U-Net, in this process.")
 @click.option(
     "--loop",
     type=click.Choice(["server", "client"]),
@@ -52,7 +53,7 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
     seed: int, solver: str | None, guidance: float | None, mode: str | None, deadline: float, backend: Backend,
-    join_guidance: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
+    join_guidance: bool, work_ahead: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 
@@ -65,6 +66,7 @@ def command(
         deadline=deadline,
         backend=backend,
         join_guidance=join_guidance,
+        work_ahead=work_ahead,
         loop=loop,
         shared_memory=shared_memory,
         allow_wire_features=allow_wire_features,

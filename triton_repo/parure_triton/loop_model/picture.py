@@ -151,8 +151,9 @@ class Picture:
             shop.features_on_gpu,
             shop.meetings.of(self.mode),
         )
-        with closing(LocalLoop(executor, shop.solvers, shop.ornaments)) as loop:
-            for seen in loop.run(request, preview, self.watch):
+        loop = LocalLoop(executor, shop.solvers, shop.ornaments, ahead=True)
+        with closing(loop), closing(loop.run(request, preview, self.watch)) as steps:
+            for seen in steps:
                 self.steps = seen.step
                 shop.metrics.step()
                 yield seen
