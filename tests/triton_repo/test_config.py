@@ -65,6 +65,12 @@ def test_a_full_queue_and_a_long_wait_are_refused_not_delayed() -> None:
     assert policy.default_timeout_microseconds == 2_000_000
 
 
+def test_a_queue_without_bounds_has_no_policy_which_would_keep_triton_from_preparing_batches() -> None:
+    assert not parsed(replace(FULL, batching=Batching(preferred=(8,)))).dynamic_batching.HasField(
+        "default_queue_policy"
+    )
+
+
 def test_warm_up_has_the_real_shapes_and_numbers_that_are_finite() -> None:
     one, eight = parsed(FULL).model_warmup
     assert (one.batch_size, eight.batch_size) == (1, 8)

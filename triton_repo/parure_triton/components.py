@@ -138,8 +138,8 @@ def _model(
         batching=Batching(
             preferred=preferred,
             delay_us=_queue_delay(component, options),
-            max_queue=options.max_queue,
-            timeout_us=int(options.queue_timeout * 1e6),
+            max_queue=options.max_queue or 0,
+            timeout_us=int((options.queue_timeout or 0) * 1e6),
         ),
         placement=Placement(options.placement_gpus, rate_limited=options.rate_limit is not None),
         file=file,

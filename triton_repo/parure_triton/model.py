@@ -43,7 +43,9 @@ class ModelTensor:
 class Batching:
     """How requests meet in a batch, and how many may wait for it. 0 stands for no delay, no limit, no time-out.
 
-    A batch of a `preferred` size goes at once; any other waits up to `delay_us` for more.
+    A batch of a `preferred` size goes at once; any other waits up to `delay_us` for more. 0: no bound. With either bound
+    the batcher prepares no batch while another one runs, and Triton 2.51 then leaves a request lying for half a second now
+    and then.
     """
 
     preferred: tuple[int, ...] = ()

@@ -33,8 +33,12 @@ class RepositoryOptions(Frozen):
     queue_delay: int | None = Field(
         default=None, ge=0, description="microseconds that a batch waits for more requests; None: 1000 on a CPU, else 0"
     )
-    max_queue: int = Field(default=128, ge=1, description="requests that may wait for one component")
-    queue_timeout: float = Field(default=60.0, gt=0, le=86400, description="seconds that a request may wait")
+    max_queue: int | None = Field(
+        default=None, ge=1, description="requests that may wait for one component; None: as many as come"
+    )
+    queue_timeout: float | None = Field(
+        default=None, gt=0, le=86400, description="seconds that a request may wait; None: as long as it takes"
+    )
     rate_limit: int | None = Field(default=None, ge=1, description="executions at a time on one GPU, all components")
     warmup: bool = Field(default=True, description="run real shapes before a component is ready")
     cuda_graphs: bool = Field(default=True, description="capture CUDA graphs (tensorrt)")

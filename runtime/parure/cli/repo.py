@@ -33,8 +33,8 @@ BACKENDS = click.Choice(["python", "onnxruntime", "tensorrt"])
 @click.option("--preferred", metavar="4,8", help="Batch sizes that go at once; '' for none [default: derived].")
 @click.option("--queue-delay", type=int,
               help="Microseconds that a batch waits for more requests [default: on a CPU 1000, on GPUs 0].")  # fmt: skip
-@click.option("--max-queue", default=128, show_default=True, help="Requests that may wait for one component.")
-@click.option("--queue-timeout", default=60.0, show_default=True, help="Seconds that a request may wait.")
+@click.option("--max-queue", type=int, help="Requests that may wait for one component [default: as many as come].")
+@click.option("--queue-timeout", type=float, help="Seconds that a request may wait [default: as long as it takes].")
 @click.option("--rate-limit", type=int, help="Executions at a time on one GPU, over all components.")
 @click.option("--warmup/--no-warmup", default=True, show_default=True, help="Run real shapes before a model is ready.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="Capture CUDA graphs (tensorrt).")
