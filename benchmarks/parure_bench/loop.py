@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing import get_context
 from typing import cast
 
 import numpy as np
 from rich.progress import Progress
 
+from parure.errors import ParureError
 from parure.executor import FloatArray
 from parure_bench.peers import Peer, Picture, Setting, Way
 from parure_bench.record import Label, Series
@@ -27,7 +31,8 @@ def measure_loop(
 ) -> None:  # fmt: skip
     """Add the series of every way and setting to `run`, and the timeline of one picture.
 
-    All peers take turns; with `apart` one is opened after the other, for models of which memory holds only one.
+    All peers take turns; with `apart` one comes after the other, each in a process of its own, for models of which
+    memory holds only one.
     """
     references: dict[Setting, FloatArray] = {}
     if not apart:
@@ -35,8 +40,42 @@ def measure_loop(
     else:
         run.notes.append("backends were measured one after the other, not in turns")
         for peer in peers:
-            _measure_together([peer], settings, rounds, references, run, bars)
+            _measure_apart(peer, settings, rounds, references, run, bars)
     _add_speedups(run, paired=not apart)
+
+
+def _measure_apart(
+    peer: Peer, settings: Sequence[Setting], rounds: Rounds, references: dict[Setting, FloatArray], run: Run,
+    bars: Progress,
+) -> None:  # fmt: skip
+    """As `_measure_together`, in a process: its memory ends with it, which that of closed sessions does not."""
+    task = bars.add_task("in a process of its own", total=None)
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        try:
+            found, made, error = process.submit(_alone, peer, settings, rounds, references).result()
+        except BrokenProcessPool as broken:
+            raise ParureError(
+                "the process that measured a backend was killed; has this machine memory for it?"
+            ) from broken
+    bars.remove_task(task)
+    references.update(made)
+    run.series += found.series
+    run.timeline = run.timeline or found.timeline
+    if error is not None:
+        raise error
+
+
+def _alone(
+    peer: Peer, settings: Sequence[Setting], rounds: Rounds, references: dict[Setting, FloatArray]
+) -> tuple[Run, dict[Setting, FloatArray], ParureError | None]:
+    """What was found, also where it ends with an error."""
+    run = Run()
+    try:
+        with Progress(disable=True) as bars:
+            _measure_together([peer], settings, rounds, references, run, bars)
+    except ParureError as error:
+        return run, references, error
+    return run, references, None
 
 
 def _measure_together(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -87,31 +88,32 @@ def executor_peer(
     if backend in TORCH and checkpoint is None:
         raise InputError(f"backend {backend} runs the checkpoint's own modules; give it with --checkpoint DIR")
 
-    @contextmanager
-    def opened() -> Iterator[list[Way]]:
-        if backend in TORCH and checkpoint is not None:
-            executor, naive = _torch(bundle, backend, checkpoint, shot)
-        else:
-            executor = open_executor(bundle, None, cast(Backend, backend))
-            naive = _naive(executor, bundle, shot)
-        labels = _labels(bundle, backend)
-        try:
-            kept = OrnamentCache()
-            made = {("exact", "kept"): _ours(executor, bundle, shot, kept)}
-            if ablation:
-                made["exact", "new"] = _ours(executor, bundle, shot, OrnamentCache(0))
-                made["naive", "new"] = naive
-                if bundle.manifest.max_batch > 1:
-                    made[JOINED, "kept"] = _ours(executor, bundle, shot, kept, joined=True)
-            for mode in modes:
-                made[mode, "kept"] = _ours(executor, bundle, shot, kept, mode=mode)
-            yield [
-                Way(labels | {"loop": loop, "ornament": held}, executor, make) for (loop, held), make in made.items()
-            ]
-        finally:
-            executor.close()
+    return partial(_opened, bundle, backend, checkpoint, shot, ablation, tuple(modes))
 
-    return opened
+
+@contextmanager
+def _opened(
+    bundle: Bundle, backend: str, checkpoint: Path | None, shot: Shot, ablation: bool, modes: Sequence[str]
+) -> Iterator[list[Way]]:
+    if backend in TORCH and checkpoint is not None:
+        executor, naive = _torch(bundle, backend, checkpoint, shot)
+    else:
+        executor = open_executor(bundle, None, cast(Backend, backend))
+        naive = _naive(executor, bundle, shot)
+    labels = _labels(bundle, backend)
+    try:
+        kept = OrnamentCache()
+        made = {("exact", "kept"): _ours(executor, bundle, shot, kept)}
+        if ablation:
+            made["exact", "new"] = _ours(executor, bundle, shot, OrnamentCache(0))
+            made["naive", "new"] = naive
+            if bundle.manifest.max_batch > 1:
+                made[JOINED, "kept"] = _ours(executor, bundle, shot, kept, joined=True)
+        for mode in modes:
+            made[mode, "kept"] = _ours(executor, bundle, shot, kept, mode=mode)
+        yield [Way(labels | {"loop": loop, "ornament": held}, executor, make) for (loop, held), make in made.items()]
+    finally:
+        executor.close()
 
 
 def check_torch() -> None:

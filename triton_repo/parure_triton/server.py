@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from parure.errors import InputError, ServerError
+from parure.signals import StopSignals
 from parure.triton import MANIFEST_MODEL
 from parure_triton.flags import locked_down
 from parure_triton.installation import Installation
@@ -233,46 +234,28 @@ def serve(
     Call it in the main thread. `on_ready` is told the addresses once. Raises as `EmbeddedServer` does, and
     `ServerError` where the server ends by itself.
     """
-    with _StopSignals() as signals:
-        server = EmbeddedServer(
-            repository,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            log=log,
-            client_shared_memory=client_shared_memory,
-            admin_key=admin_key,
-        )
-        signals.on_second = server.kill
-        with server:
-            if server.wait_ready(give_up=lambda: signals.count > 0):
-                on_ready(server.addresses)
-            while not signals.count:
-                server.check_alive()
-                time.sleep(_POLL_SECONDS)
+    server = EmbeddedServer(
+        repository,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        log=log,
+        client_shared_memory=client_shared_memory,
+        admin_key=admin_key,
+    )
+    signals: list[int] = []
 
+    def told(number: int) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            server.kill()
 
-class _StopSignals:
-    """Counts SIGINT and SIGTERM instead of raising, and calls `on_second` from the second on."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.on_second: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> _StopSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            self.on_second()
+    with StopSignals(told), server:
+        if server.wait_ready(give_up=lambda: bool(signals)):
+            on_ready(server.addresses)
+        while not signals:
+            server.check_alive()
+            time.sleep(_POLL_SECONDS)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from parure.batch.order import WINDOW, Order
 from parure.batch.progress import Progress
 from parure.batch.results import Outcome
 from parure.batch.runner import Runner
-from parure.batch.stopping import Stop, StopOnSignals
+from parure.batch.stopping import Stop, stop_on_signals
 from parure.batch.store import Store, open_store
 from parure.batch.tables import pyarrow
 from parure.batch.tally import Tally
@@ -92,7 +92,7 @@ def run_batch(
     dispatcher = Dispatcher(connect, check, live, stop, Order(plan.window), plan.patience)
     progress = Progress(console or Console(stderr=True), tally, dispatcher, quiet=plan.quiet)
     unwritten = None
-    with Ledger(store) as ledger, StopOnSignals(stop):
+    with Ledger(store) as ledger, stop_on_signals(stop):
         store.sweep()
         try:
             dispatcher.start(urls)

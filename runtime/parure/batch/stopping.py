@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+
+from parure.signals import StopSignals
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,11 @@ class Stop:
         return self._asked.wait(seconds)
 
 
-class StopOnSignals:
+def stop_on_signals(stop: Stop) -> StopSignals:
     """SIGINT and SIGTERM ask `stop` to end: the first when what is in flight is done, the second at once."""
 
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> StopOnSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        else:
-            self._before = {}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def told(number: int) -> None:
         cause = Cause(f"stopped by {signal.Signals(number).name}", exit_code=128 + number)
-        self._stop.ask(cause, now=self._stop.asked)
+        stop.ask(cause, now=stop.asked)
+
+    return StopSignals(told)
