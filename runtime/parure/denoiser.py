@@ -35,7 +35,8 @@ class WearingMask:
         elif self._mode.refreshes(k, count, self._moved):
             before = M_pred
             self._f_m, M_pred = self._refreshed(M)
-            self._moved = float(np.abs(M_pred - before).sum()) / self._area
+            if self._mode.settled:
+                self._moved = float(np.abs(M_pred - before).sum()) / self._area
         else:
             self._run.watch.spare("reference_net", "mask_head")
             return self._f_m, M_pred

@@ -178,10 +178,10 @@ class LocalLoop:
         if preview in (None, "none"):
             return None
         if preview == "decode":
-            picture = from_model(run.vae_decoder(step.denoised))
+            picture = from_model(run.vae_decoder(step.denoised()))
         else:
             weights = np.array(self.manifest.geometry.preview, np.float32)  # [latent channels + 1, 3]
-            latents = step.denoised[0].transpose(1, 2, 0)
+            latents = step.denoised()[0].transpose(1, 2, 0)
             picture = np.clip((latents @ weights[:-1] + weights[-1] + 1) / 2, 0, 1)
         pixels: Pixels = np.rint(picture * 255).astype(np.uint8)
         return pixels

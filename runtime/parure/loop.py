@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -80,13 +81,14 @@ class Worn:
 class Step:
     """The state after step k of K: latents z_{k+1}, predicted picture latents, and the two masks.
 
-    latents, denoised [1, 4, s, s]; mask (M, which step k was given) and predicted_mask (M_pred) [1, 1, s, s].
+    latents, denoised [1, 4, s, s], the latter computed when it is asked for; mask (M, which step k was given) and
+    predicted_mask (M_pred) [1, 1, s, s].
     """
 
     index: int
     count: int
     latents: FloatArray
-    denoised: FloatArray
+    denoised: Callable[[], FloatArray]
     mask: FloatArray
     predicted_mask: FloatArray
 
@@ -127,7 +129,7 @@ def denoise(
     with closing(ahead(masks) if options.ahead else masks) as all_worn:
         for k, (timestep, worn) in enumerate(zip(table.timesteps, all_worn, strict=True)):
             eps = unet(k, count, solver.model_input(k), timestep, worn.mask, worn.features)
-            denoised = solver.denoised(k, eps)
+            denoised = partial(table.denoised, k, solver.sample, eps)
             solver.step(k, eps, noise.at(k))
             yield Step(k, count, solver.sample, denoised, worn.mask, worn.predicted_mask)
 

@@ -54,6 +54,10 @@ class SolverTable:
     uses_noise: bool
     rows: Rows
 
+    def denoised(self, k: int, sample: FloatArray, model_output: FloatArray) -> FloatArray:
+        """The picture x0 that the model predicts at evaluation k of `sample`, z_k."""
+        return _combine(self.rows.denoise[k], sample, _float32(model_output))
+
 
 class Solver:
     """Makes tables, and keeps the last ones; safe to share between threads."""
@@ -125,7 +129,7 @@ class SolverState:
 
     def denoised(self, k: int, model_output: FloatArray) -> FloatArray:
         """The picture x0 that the model predicts at evaluation k; call it before `step`."""
-        return _combine(self.table.rows.denoise[k], self.sample, _float32(model_output))
+        return self.table.denoised(k, self.sample, model_output)
 
     def step(self, k: int, model_output: FloatArray, noise: FloatArray | None = None) -> None:
         """z_k -> z_{k+1}. `noise` ~ N(0, 1), fresh at every step, where the table uses it."""
