@@ -114,11 +114,16 @@ def workload_of(single: Series) -> Workload:
 
 
 def fitted_host(times: Times, workload: Workload, server: Server, single: Series, demand: float, seed: int) -> Host:
-    """What is left of a lone picture's latency, spread over its calls."""
-    bare = simulate(times, workload, server, Offered(30, concurrency=1), Host(), [seed])[0]
-    calls = len(workload.calls(cached=True))
-    left = float(np.median(single.samples)) - bare.quantile(0.5)
-    return Host(max(left, 0.0) / calls, demand)
+    """What is left of a lone picture's latency, as seconds of its calls: some of them lie beside others."""
+
+    def median(host: Host) -> float:
+        return simulate(times, workload, server, Offered(30, concurrency=1), host, [seed])[0].quantile(0.5)
+
+    bare = median(Host())
+    left = max(float(np.median(single.samples)) - bare, 0.0)
+    spread = Host(left / len(workload.calls(cached=True)), demand)
+    gained = median(spread) - bare
+    return replace(spread, seconds_per_call=spread.seconds_per_call * left / gained) if left and gained > 0 else spread
 
 
 def fitted_demand(times: Times, workload: Workload, server: Server, crowd: Series, host: Host, seed: int) -> Host:

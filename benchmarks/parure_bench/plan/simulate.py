@@ -161,10 +161,23 @@ class Simulation:
         cached = bool(self.generator.random() < self.workload.hits)
         with self.desk.request() as place:
             yield place
-            for component in self.workload.calls(cached=cached):
-                yield from self._call(component, number)
+            yield from self._calls(self.workload.opening(cached=cached), number)
+            yield from self._steps(number)
+            yield from self._calls((LAST,), number)
         self.count.done += 1
         self._ended(number, self.env.now - since)
+
+    def _steps(self, number: int) -> Process:
+        """As `parure.ahead`: the next step's mask is made beside this step's U-Net."""
+        masks = self.env.process(self._calls(self.workload.mask(0), number))
+        for k in range(self.workload.steps):
+            yield masks
+            masks = self.env.process(self._calls(self.workload.mask(k + 1), number))
+            yield from self._calls(self.workload.unet(), number)
+
+    def _calls(self, components: Sequence[str], number: int) -> Process:
+        for component in components:
+            yield from self._call(component, number)
 
     def _call(self, component: str, number: int) -> Process:
         if self.host.seconds_per_call:

@@ -1,4 +1,4 @@
-"""What one picture asks of the components, in the order of the loop."""
+"""What one picture asks of the components, and what has to wait for what."""
 
 from __future__ import annotations
 
@@ -21,11 +21,22 @@ class Workload:
     hits: float = 1.0
     refreshes: int | None = None
 
+    def opening(self, *, cached: bool) -> tuple[str, ...]:
+        """Calls before the first step, by component, as `LocalLoop` makes them."""
+        return (*(() if cached else ORNAMENT), "vae_encoder")
+
+    def mask(self, k: int) -> tuple[str, ...]:
+        """Calls that make the mask of step k. They need those of step k - 1, and nothing of the U-Net."""
+        return MASK if k < (self.steps if self.refreshes is None else self.refreshes) else ()
+
+    def unet(self) -> tuple[str, ...]:
+        """Calls of a step, once its mask is there."""
+        return ("unet",) * self.passes
+
     def calls(self, *, cached: bool) -> tuple[str, ...]:
-        """Components by name, as `LocalLoop` and `denoise` call them."""
-        refreshed = self.steps if self.refreshes is None else self.refreshes
-        steps = [(*(MASK if k < refreshed else ()), *(["unet"] * self.passes)) for k in range(self.steps)]
-        return (*(() if cached else ORNAMENT), "vae_encoder", *(name for step in steps for name in step), LAST)
+        """All of them."""
+        steps = [(*self.mask(k), *self.unet()) for k in range(self.steps)]
+        return (*self.opening(cached=cached), *(name for step in steps for name in step), LAST)
 
     def counts(self) -> dict[str, float]:
         """Calls of each component by an average picture."""

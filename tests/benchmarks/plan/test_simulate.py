@@ -21,8 +21,8 @@ NAMES = ("vae_encoder", "image_encoder", "reference_net", "mask_head", "unet", "
 class OneCall(Workload):
     """A picture that is one call."""
 
-    def calls(self, *, cached: bool) -> tuple[str, ...]:
-        return (LAST,)
+    def opening(self, *, cached: bool) -> tuple[str, ...]:
+        return ()
 
 
 def times(fixed: float, each: float) -> Times:
@@ -37,7 +37,7 @@ def server(max_batch: int = 8, delay: float = 0.001, **places: int) -> Server:
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_one_server_with_fixed_service_waits_as_m_d_1(load: float) -> None:
     alone = Server({LAST: Batching(1)}, at_work=1, waiting=10**9)
-    outcome = simulate(times(0.5, 0.5), OneCall(1), alone, Offered(30_000, rate=load), Host(), [0])[0]
+    outcome = simulate(times(0.5, 0.5), OneCall(0), alone, Offered(30_000, rate=load), Host(), [0])[0]
     waited = float(np.mean(outcome.latencies)) - 1
     assert waited == pytest.approx(load / (2 * (1 - load)), rel=0.06)  # Pollaczek and Khinchine
     assert outcome.utilisation == pytest.approx(load, rel=0.02)
@@ -46,7 +46,7 @@ def test_one_server_with_fixed_service_waits_as_m_d_1(load: float) -> None:
 def test_processor_sharing_takes_as_long_as_m_g_1_ps() -> None:
     """With any number of instances on one device: mean latency = service / (1 - load)."""
     shared = Server({LAST: Batching(1, instances=10**6)}, at_work=10**6, gathers=False)
-    outcome = simulate(times(0.5, 0.5), OneCall(1), shared, Offered(20_000, rate=0.6), Host(), [1])[0]
+    outcome = simulate(times(0.5, 0.5), OneCall(0), shared, Offered(20_000, rate=0.6), Host(), [1])[0]
     assert float(np.mean(outcome.latencies)) == pytest.approx(1 / (1 - 0.6), rel=0.06)
 
 
