@@ -52,7 +52,8 @@ def _section(record: Record, pictures: list[Series], setting: tuple[str, ...], i
     )  # fmt: skip
     figure.add_vline(x=1, line={"color": GREY, "width": 1, "dash": "dash"})
     styled(figure, 120 + 34 * len(ordered))
-    figure.update_layout(margin={"l": 330, "t": 16})
+    figure.update_layout(margin={"l": 16, "t": 16})
+    figure.update_yaxes(automargin=True)
     figure.update_xaxes(title_text="times as fast as the naive loop", rangemode="tozero")
     best = ordered[-1]
     taken = "one after the other" if any("one after the other" in note for note in record.notes) else "taken in turns"
