@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from typing import cast
 
 import numpy as np
@@ -15,6 +12,7 @@ from rich.progress import Progress
 
 from parure.errors import ParureError
 from parure.executor import FloatArray
+from parure_bench.own_process import in_own_process
 from parure_bench.peers import Peer, Picture, Setting, Way
 from parure_bench.record import Label, Series
 from parure_bench.recording import Run
@@ -48,15 +46,9 @@ def _measure_apart(
     peer: Peer, settings: Sequence[Setting], rounds: Rounds, references: dict[Setting, FloatArray], run: Run,
     bars: Progress,
 ) -> None:  # fmt: skip
-    """As `_measure_together`, in a process: its memory ends with it, which that of closed sessions does not."""
+    """As `_measure_together`, in a process of its own."""
     task = bars.add_task("in a process of its own", total=None)
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        try:
-            found, made, error = process.submit(_alone, peer, settings, rounds, references).result()
-        except BrokenProcessPool as broken:
-            raise ParureError(
-                "the process that measured a backend was killed; has this machine memory for it?"
-            ) from broken
+    found, made, error = in_own_process(_alone, peer, settings, rounds, references)
     bars.remove_task(task)
     references.update(made)
     run.series += found.series

@@ -13,11 +13,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -31,6 +30,7 @@ from parure.bundle import Bundle
 from parure.locality import client_loop_cost
 from parure.tryon import Result, TryOn
 from parure_bench.environment import environment
+from parure_bench.own_process import in_own_process
 from parure_bench.serve.counters import read_counters
 from parure_export.demo.showcase import Shot, demo_shots, prepared_bundle
 from parure_triton.repository import write_repository
@@ -131,8 +131,7 @@ def taken_apart(
     """As `taken_together`, but process and server are opened, warmed up with a step, and ended again in every round."""
     taken: Taken = {}
     for _ in range(rounds):
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # memory of closed sessions ends only with it
-            taken.setdefault(LOCAL, []).append(process.submit(taken_alone, bundle, shot, steps).result())
+        taken.setdefault(LOCAL, []).append(in_own_process(taken_alone, bundle, shot, steps))
         with served(models) as at, opened(remote(at, chosen)) as tryons:
             pictures(tryons, shot, 1, {})
             pictures(tryons, shot, steps, taken)
@@ -140,11 +139,10 @@ def taken_apart(
 
 
 def taken_alone(bundle: Path, shot: Shot, steps: int | None) -> Result:
-    taken: Taken = {}
+    """A picture in this process, after a step that warms up."""
     with parure.open(bundle) as tryon:
-        pictures({LOCAL: tryon}, shot, 1, {})
-        pictures({LOCAL: tryon}, shot, steps, taken)
-    return taken[LOCAL][0]
+        tryon(shot.photo, shot.ornament, shot.box, steps=1)
+        return tryon(shot.photo, shot.ornament, shot.box, steps=steps)
 
 
 @contextmanager

@@ -112,8 +112,7 @@ class Solver:
 class SolverState:
     """One picture (or a batch of pictures at the same step) on its way from noise to latents.
 
-    Per evaluation k = 0..K-1, in this order: `model_input(k)`, the U-Net, `denoised(k, output)` if wanted,
-    `step(k, output, noise)`. Arrays are float32 [B, C, s, s]; none that it was given or has handed out is written to.
+    Per evaluation k = 0..K-1, in this order: `model_input(k)`, the U-Net, `step(k, output, noise)`. Arrays are float32 [B, C, s, s]; none that it was given or has handed out is written to.
     """
 
     def __init__(self, table: SolverTable, noise: FloatArray) -> None:
@@ -126,10 +125,6 @@ class SolverState:
     def model_input(self, k: int) -> FloatArray:
         """What the U-Net is given at evaluation k."""
         return self.sample * np.float32(self.table.rows.input_scale[k])
-
-    def denoised(self, k: int, model_output: FloatArray) -> FloatArray:
-        """The picture x0 that the model predicts at evaluation k; call it before `step`."""
-        return self.table.denoised(k, self.sample, model_output)
 
     def step(self, k: int, model_output: FloatArray, noise: FloatArray | None = None) -> None:
         """z_k -> z_{k+1}. `noise` ~ N(0, 1), fresh at every step, where the table uses it."""

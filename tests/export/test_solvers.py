@@ -118,7 +118,7 @@ def largest_difference(
         output = model(state.model_input(k), t)
         if x0 is not None:  # a difference of two terms; what rounding leaves grows with the larger
             size = np.abs(state.sample * table.rows.denoise[k, 0]).max() + np.abs(x0).max()
-            differences.append(np.abs(state.denoised(k, output) - x0).max() / size)
+            differences.append(np.abs(state.table.denoised(k, state.sample, output) - x0).max() / size)
         state.step(k, output, draws.at(k) if table.uses_noise else None)
         differences.append(np.abs(state.sample - sample).max() / np.abs(sample).max())
     assert k + 1 == len(table.timesteps)

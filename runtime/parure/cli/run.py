@@ -53,7 +53,8 @@ from parure.tryon import Backend, Result, TryOn, Where, open_tryon
 def command(
     source: str, photo: str, ornament: str, ornament_mask: str | None, box: str, out: Path, steps: int | None,
     seed: int, solver: str | None, guidance: float | None, mode: str | None, deadline: float, backend: Backend,
-    join_guidance: bool, work_ahead: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool, as_json: bool,
+    join_guidance: bool, work_ahead: bool, loop: Where | None, shared_memory: bool, allow_wire_features: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Put an ornament onto a photo, with a bundle in this process or a server at grpc:// or http://.
 

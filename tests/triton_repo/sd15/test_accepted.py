@@ -38,7 +38,8 @@ def test_the_core_accepts_the_tensorrt_repository(
     sd15_bundle: Path, native_server: Callable[..., AbstractContextManager[dict[str, int]]], tmp_path: Path
 ) -> None:
     options = RepositoryOptions.of(
-        backend="tensorrt", targets=("a100", "h100"), gpus=(0, 1), instances=2, queue_delay=500, rate_limit=2, max_queue=64, warmup=False
+        backend="tensorrt", targets=("a100", "h100"), gpus=(0, 1), instances=2, queue_delay=500, rate_limit=2,
+        max_queue=64, warmup=False,
     )  # fmt: skip
     models = write_repository(sd15_bundle, tmp_path / "models", options=options)
     for loop_model in DECOUPLED:  # they read the solvers' grids, which this bundle of shapes has none of
