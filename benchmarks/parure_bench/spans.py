@@ -17,7 +17,7 @@ class SpanExecutor:
         self.executor = executor
         self.name = executor.name
         self._began = time.perf_counter()
-        self._spans: list[Span] = []
+        self._calls: list[tuple[str, float, float]] = []
 
     @property
     def manifest(self) -> Manifest:
@@ -30,18 +30,20 @@ class SpanExecutor:
     def begin(self) -> None:
         """A new picture begins now."""
         self._began = time.perf_counter()
-        self._spans = []
+        self._calls = []
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """The calls since `begin`."""
-        return tuple(self._spans)
+        return tuple(
+            Span(name=component, start=since - self._began, seconds=until - since)
+            for component, since, until in self._calls
+        )
 
     def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         since = time.perf_counter()
         outputs = self.executor.run(component, inputs, wanted)
-        until = time.perf_counter()
-        self._spans.append(Span(name=component, start=since - self._began, seconds=until - since))
+        self._calls.append((component, since, time.perf_counter()))
         return outputs
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from parure.components import NUMPY_TYPES
 from parure.executor import Array
 from parure.manifest import Component, TensorSpec
 
@@ -17,11 +16,11 @@ def random_inputs(component: Component, batch: int) -> dict[str, Array]:
 
 def boundary_bytes(component: Component) -> int:
     """Bytes of all inputs and outputs of one sample."""
-    return sum(t.elements * np.dtype(NUMPY_TYPES[t.dtype]).itemsize for t in (*component.inputs, *component.outputs))
+    return sum(t.elements * np.dtype(t.dtype).itemsize for t in (*component.inputs, *component.outputs))
 
 
 def _draw(tensor: TensorSpec, batch: int, generator: np.random.Generator) -> Array:
-    shape, dtype = (batch, *tensor.shape), NUMPY_TYPES[tensor.dtype]
+    shape, dtype = (batch, *tensor.shape), tensor.dtype
     if tensor.name == "timestep":
         return np.full(shape, 500, dtype)
     if tensor.name == "mask":

@@ -22,7 +22,6 @@ from rich.table import Table
 from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype  # type: ignore[import-untyped]
 
-from parure.components import NUMPY_TYPES
 from parure.executor import Arrays
 from parure.triton import TritonExecutor, wire_shape
 from parure_bench.environment import environment
@@ -73,7 +72,7 @@ def main(work: Path, results: Path, component: str, rounds: int, seconds: float)
 def measure(url: str, component: str, concurrency: int, rounds: int, seconds: float) -> Load:
     with TritonExecutor(url, deadline=60) as executor, grpc.insecure_channel(url.removeprefix("grpc://")) as channel:
         spec = executor.manifest.component(component)
-        inputs = {t.name: np.full((1, *t.shape), 0.5, NUMPY_TYPES[t.dtype]) for t in spec.inputs}
+        inputs = {t.name: np.full((1, *t.shape), 0.5, t.dtype) for t in spec.inputs}
         shaped = {t.name: inputs[t.name].reshape(wire_shape(t, 1)) for t in spec.inputs}
         message, infer = serialized(component, shaped), channel.unary_unary(_INFER)
         clients: tuple[Callable[[], object], ...] = (

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from parure.bundle import Bundle
-from parure.components import NUMPY_TYPES
 from parure.errors import InputError, ParureError
 from parure.executor import Array, Arrays, wanted_outputs
 from parure.manifest import Manifest, Precision
 from parure.modes import SHALLOW_UNET
 from parure_export.checkpoint import Checkpoint, load_checkpoint
 from parure_export.model import Components
+from parure_export.onnx_export import INPUTS
 
 
 def open_checkpoint(folder: Path, bundle: Bundle) -> Checkpoint:
@@ -54,6 +54,7 @@ class TorchExecutor:
         if compiled:
             self._modules = {name: torch.compile(module) for name, module in self._modules.items()}
         self._weight = next(components.unet.parameters())
+        self._unused: dict[str, dict[str, torch.Tensor]] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -65,20 +66,32 @@ class TorchExecutor:
 
     def run(self, component: str, inputs: Arrays, wanted: Collection[str] | None = None) -> dict[str, Array]:
         spec = self.manifest.component(component)
-        arguments = [self._here(inputs[t.name], exact=t.name == "timestep") for t in spec.inputs]
+        arguments = {t.name: self._here(inputs[t.name], exact=t.name == "timestep") for t in spec.inputs}
         try:
             with torch.inference_mode():
-                given = self._modules[component](*arguments)
+                given = self._modules[component](**self._not_exported(component), **arguments)
                 every = given if isinstance(given, tuple) else (given,)
                 results = {t.name: tensor.float().cpu().numpy() for t, tensor in zip(spec.outputs, every, strict=True)}
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ParureError(f"{self.name} failed in {component}: {reason}; leave it out of --backend") from error
         outputs = wanted_outputs(spec, wanted)
-        return {t.name: results[t.name].astype(NUMPY_TYPES[t.dtype], copy=False) for t in outputs}
+        return {t.name: results[t.name].astype(t.dtype, copy=False) for t in outputs}
 
     def close(self) -> None:
         self._modules = {}
+
+    def _not_exported(self, component: str) -> dict[str, torch.Tensor]:
+        """What the module is given and does not use, so that the graph does without it: zeros."""
+        if component not in self._unused:
+            taken = {tensor.name for tensor in self.manifest.component(component).inputs}
+            shapes = {tensor.name: tensor.shape for tensor in self.manifest.component("unet").inputs}
+            self._unused[component] = {
+                name: torch.zeros(1, *shapes[name], device=self._weight.device, dtype=self._weight.dtype)
+                for name in INPUTS[component]
+                if name not in taken
+            }
+        return self._unused[component]
 
     def _here(self, array: Array, *, exact: bool) -> torch.Tensor:
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -14,7 +14,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from parure.bundle import Bundle
-from parure.components import NUMPY_TYPES
 from parure.errors import InputError
 from parure_export.evidence import EVIDENCE, Evidence, load_evidence
 from parure_export.parity import relative_error
@@ -93,6 +92,6 @@ def _fetch(bundle: Bundle, name: str, evidence: Evidence, wanted: Sequence[str])
         options.log_severity_level = 3
         session = ort.InferenceSession(str(Path(folder) / path.name), options, providers=["CPUExecutionProvider"])
         component = bundle.manifest.component(name)
-        inputs = {t.name: evidence.inputs[t.name].astype(NUMPY_TYPES[t.dtype]) for t in component.inputs}
+        inputs = {t.name: evidence.inputs[t.name].astype(t.dtype) for t in component.inputs}
         found = session.run(list(wanted), inputs)
     return {tensor: np.asarray(value, np.float32) for tensor, value in zip(wanted, found, strict=True)}

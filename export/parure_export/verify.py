@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 
 from parure.bundle import Bundle
-from parure.components import NUMPY_TYPES
 from parure.engine import plans, verify_plan
 from parure.errors import BundleError, ParureError
 from parure.executor import Executor
@@ -78,6 +77,6 @@ def _parity(bundle: Bundle) -> Iterator[Finding]:
 
 def evidence_error(executor: Executor, component: Component, evidence: Evidence) -> float:
     """How far the component's outputs for the inputs of `evidence` are from its outputs (relative), at most."""
-    inputs = {t.name: evidence.inputs[t.name].astype(NUMPY_TYPES[t.dtype]) for t in component.inputs}
+    inputs = {t.name: evidence.inputs[t.name].astype(t.dtype) for t in component.inputs}
     outputs = executor.run(component.name, inputs)
     return max(relative_error(outputs[name].astype(np.float32), value) for name, value in evidence.outputs.items())

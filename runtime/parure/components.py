@@ -11,8 +11,6 @@ from parure.executor import Array, Executor, FloatArray
 from parure.modes import DEEP_OUTPUT, SHALLOW_UNET
 from parure.wire import Meter, metered
 
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
-
 
 class Stopwatch:
     """Seconds spent, by part of the work, calls spared, bytes sent and received. One per request."""
@@ -99,8 +97,8 @@ class ComponentRunner:
         return result if output == "features" else np.asarray(result, np.float32)
 
     def _calls(self, component: str, outputs: tuple[str, ...], **inputs: Array) -> tuple[Array, ...]:
-        spec = self.executor.manifest.component(component)
-        typed = {t.name: inputs[t.name].astype(NUMPY_TYPES[t.dtype], copy=False) for t in spec.inputs}
+        types = self.executor.manifest.component(component).input_types
+        typed = {name: inputs[name].astype(dtype, copy=False) for name, dtype in types}
         since = time.perf_counter()
         with metered(self.watch.meter):
             found = self.executor.run(component, typed, outputs)

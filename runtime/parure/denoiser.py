@@ -30,7 +30,7 @@ class WearingMask:
         """f_m [1, L] and M_pred [1, 1, s, s] at step k of `count`; `M_pred` is the last one."""
         if self._seen is None:
             self._f_m, M_pred = self._refreshed(M)
-        elif np.array_equal(M, self._seen):
+        elif M is self._seen:
             return self._f_m, M_pred
         elif self._mode.refreshes(k, count, self._moved):
             before = M_pred
@@ -81,11 +81,9 @@ class Guided:
                 self._both = Denoiser(run, person.twice(), ornament.beside(absent), options.mode)
         self._difference: FloatArray | None = None
 
-    def __call__(
-        self, k: int, count: int, z: FloatArray, timestep: np.float32, M: FloatArray, f_m: FloatArray
-    ) -> FloatArray:
-        """z and M [1, ., s, s] at step k of `count` -> eps [1, 4, s, s]."""
-        seen = (z, np.full(1, timestep, np.float32), M, f_m)
+    def __call__(self, k: int, count: int, z: FloatArray, t: FloatArray, M: FloatArray, f_m: FloatArray) -> FloatArray:
+        """z and M [1, ., s, s], t [1] at step k of `count` -> eps [1, 4, s, s]."""
+        seen = (z, t, M, f_m)
         if self._g == 1.0:
             return self._conditional(k, *seen)
         if not self._mode.guides(k, count):

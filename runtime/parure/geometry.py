@@ -22,10 +22,11 @@ MIN_BOX_SIDE = 8
 MASK_FLOOR = 1 / 32
 """Mask values up to this count as outside: a sigmoid never reaches zero, a paste must."""
 
-_BAND = 256  # rows that are composed at a time; bounds the floating point memory of a large photo
+_BAND = 64  # rows that are composed at a time; bounds the floating point memory of a large photo
 
 Pixels = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
+Window = tuple[slice, slice]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -147,25 +148,32 @@ class Region:
         self._check(photo)
         if crop_image.dtype != np.uint8:
             crop_image = np.rint(np.clip(crop_image, 0, 1) * 255).astype(np.uint8)
-        picture = self._to_photo_scale(crop_image, Resampling.LANCZOS)
-        weights = np.clip(self._to_photo_scale(alpha, Resampling.BILINEAR), 0, 1)[..., None]
         result = photo.copy()
-        view = result[self._visible]
+        weights = np.clip(self._to_photo_scale(alpha, Resampling.BILINEAR, self._visible), 0, 1)
+        pasted = _support(weights)
+        weights = weights[pasted]
+        within = _inside(self._visible, pasted)
+        picture = self._to_photo_scale(crop_image, Resampling.LANCZOS, within)
+        view = result[within]
         for start in range(0, len(view), _BAND):
             band = slice(start, start + _BAND)
             under = view[band].astype(np.float32)
             # A weight of 0 or 1 gives back exactly the one or the other: these are small whole numbers.
-            view[band] = np.rint(under + weights[band] * (picture[band] - under)).astype(np.uint8)
+            over = picture[band] - under
+            over *= weights[band, :, None]
+            under += over
+            view[band] = np.rint(under, out=under)
         return result
 
-    def mask_to_photo(self, mask: FloatArray) -> FloatArray:
-        """A mask of the crop, [s, s] in 0..1 at any s, on the photo: float32 [H, W], 0 outside the region."""
-        result = np.zeros((self.photo_height, self.photo_width), np.float32)
-        result[self._visible] = np.clip(self._to_photo_scale(mask, Resampling.BILINEAR), 0, 1)
+    def mask_to_photo(self, mask: FloatArray) -> Pixels:
+        """A mask of the crop, [s, s] in 0..1 at any s, on the photo: uint8 [H, W], 0 outside the region."""
+        result = np.zeros((self.photo_height, self.photo_width), np.uint8)
+        values = np.clip(self._to_photo_scale(mask, Resampling.BILINEAR, self._visible), 0, 1)
+        result[self._visible] = np.rint(values * 255)
         return result
 
     @property
-    def _visible(self) -> tuple[slice, slice]:
+    def _visible(self) -> Window:
         """Rows and columns of the photo that lie within the region."""
         return (
             slice(max(self.top, 0), min(self.top + self.side, self.photo_height)),
@@ -180,9 +188,11 @@ class Region:
             ((box.top - self.top) * scale, (box.bottom - self.top) * scale),
         )
 
-    def _to_photo_scale(self, crop: NDArray[Any], filtering: Resampling) -> NDArray[Any]:
-        """The part of a crop-sized array that lies on the photo, in photo pixels."""
-        rows, columns = self._visible
+    def _to_photo_scale(self, crop: NDArray[Any], filtering: Resampling, window: Window) -> NDArray[Any]:
+        """The part of a crop-sized array that lies in `window` of the photo, in photo pixels."""
+        rows, columns = window
+        if rows.start == rows.stop or columns.start == columns.stop:
+            return np.zeros((rows.stop - rows.start, columns.stop - columns.start, *crop.shape[2:]), crop.dtype)
         scale = len(crop) / self.side
         bounds = (
             (columns.start - self.left) * scale,
@@ -235,13 +245,34 @@ def region_alpha(mask: FloatArray, size: int, feather: float) -> FloatArray:
     soft = np.clip(_resize(support, size, size, Resampling.BILINEAR), 0, 1)
     reach = feather * size
     grow = int(reach / 2)  # half of the way the mask is dilated, the other half it is blurred
-    for axis in (0, 1):
-        padding = [(grow, grow) if i == axis else (0, 0) for i in (0, 1)]
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(soft, padding), 2 * grow + 1, axis)
-        soft = windows.max(axis=-1)
+    soft = _grown(_grown(soft, grow, 0), grow, 1)
     reach = max(reach - grow, 1)
     alpha: FloatArray = np.clip(_triangle(_triangle(soft, reach, 0), reach, 1), 0, 1)
     return alpha
+
+
+def _support(weights: FloatArray) -> Window:
+    """The smallest window that holds all weights above zero."""
+    rows, columns = (np.flatnonzero(weights.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _inside(outer: Window, inner: Window) -> Window:
+    """`inner`, which counts from the corner of `outer`, counted from where `outer` counts from."""
+    rows, columns = (slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+    return rows, columns
+
+
+def _grown(values: FloatArray, reach: int, axis: int) -> FloatArray:
+    """The largest value within `reach` along `axis`."""
+    along = np.moveaxis(values, axis, 0)
+    largest = along.copy()
+    for shift in range(1, min(reach + 1, len(along))):
+        np.maximum(largest[shift:], along[:-shift], out=largest[shift:])
+        np.maximum(largest[:-shift], along[shift:], out=largest[:-shift])
+    return np.moveaxis(largest, 0, axis)
 
 
 def _triangle(values: FloatArray, reach: float, axis: int) -> FloatArray:

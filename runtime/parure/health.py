@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from parure.components import NUMPY_TYPES
 from parure.errors import CallRefused, InputError, ModelUnavailable, ParureError, ServerError, ServerUnavailable
 from parure.executor import Array, Arrays
 from parure.finding import Finding
@@ -50,9 +49,7 @@ def probe(url: str, deadline: float) -> Iterator[Finding]:
 
 
 def _component(executor: TritonExecutor, component: Component, calls: PictureCalls) -> Finding:
-    inputs: dict[str, Array] = {
-        spec.name: np.full((1, *spec.shape), 0.5, NUMPY_TYPES[spec.dtype]) for spec in component.inputs
-    }
+    inputs: dict[str, Array] = {spec.name: np.full((1, *spec.shape), 0.5, spec.dtype) for spec in component.inputs}
     try:
         executor.run(component.name, inputs)
     except ServerUnavailable as error:

@@ -127,8 +127,9 @@ def denoise(
     unet = Guided(run, person, ornament, options)
     masks = wearing_masks(run, person, ornament, count, options)
     with closing(ahead(masks) if options.ahead else masks) as all_worn:
-        for k, (timestep, worn) in enumerate(zip(table.timesteps, all_worn, strict=True)):
-            eps = unet(k, count, solver.model_input(k), timestep, worn.mask, worn.features)
+        for k, worn in enumerate(all_worn):
+            t = table.timesteps[k : k + 1]
+            eps = unet(k, count, solver.model_input(k), t, worn.mask, worn.features)
             denoised = partial(table.denoised, k, solver.sample, eps)
             solver.step(k, eps, noise.at(k))
             yield Step(k, count, solver.sample, denoised, worn.mask, worn.predicted_mask)
@@ -142,9 +143,16 @@ def wearing_masks(
     reference = WearingMask(run, person, ornament, options.mode)
     M_box = M_pred = person.box_mask
     for k in range(count):
-        M = alpha[k] * M_pred + (1 - alpha[k]) * M_box  # Eq. 2
+        M = blend(alpha[k], M_pred, M_box)  # Eq. 2
         f_m, M_pred = reference(k, count, M, M_pred)  # Eq. 3
         yield Worn(M, f_m, M_pred)
+
+
+def blend(alpha: np.float32, M_pred: FloatArray, M_box: FloatArray) -> FloatArray:
+    """alpha M_pred + (1 - alpha) M_box; at its ends the one or the other itself, which is known to be the same again."""
+    if alpha == 0:
+        return M_box
+    return M_pred if alpha == 1 else alpha * M_pred + (1 - alpha) * M_box
 
 
 def _zeros(like: FloatArray) -> FloatArray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from parure.solver import SolverSpec
@@ -62,6 +64,11 @@ class Component(Frozen):
     outputs: tuple[TensorSpec, ...]
     parameters: int
     flops: int = Field(description="floating-point operations of one sample")
+
+    @cached_property
+    def input_types(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
+        """Names and numpy types of the inputs, in the graph's order."""
+        return tuple((tensor.name, np.dtype(tensor.dtype)) for tensor in self.inputs)
 
 
 class FeatureLayer(Frozen):
@@ -190,7 +197,11 @@ class Manifest(Frozen):
 
     def component(self, name: str) -> Component:
         """The component `name`; raises KeyError with the names there are."""
-        for component in self.components:
-            if component.name == name:
-                return component
-        raise KeyError(f"component {name!r} not in bundle; it has {[c.name for c in self.components]}")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"component {name!r} not in bundle; it has {list(self._by_name)}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Component]:
+        return {component.name: component for component in self.components}

@@ -7,8 +7,9 @@ shared; a state is one picture on its way through it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,6 +40,21 @@ class SolverSpec(BaseModel):
     options: dict[str, Option] = Field(description="what the rule wants to know beyond the noise levels")
 
 
+Terms = tuple[tuple[int, float], ...]
+"""What a row adds up: (column, coefficient), without zeros."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rows of one evaluation, ready to be combined."""
+
+    input_scale: float
+    denoise: Terms
+    convert: Terms
+    keep: Terms
+    advance: Terms
+
+
 @dataclass(frozen=True)
 class SolverTable:
     """The coefficients of one run of `steps` steps: K U-Net evaluations (PNDM: steps + 1). Arrays are read-only.
@@ -54,9 +70,16 @@ class SolverTable:
     uses_noise: bool
     rows: Rows
 
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """`rows`, evaluation by evaluation. What stands between two component calls runs cold, so it is kept short."""
+        rows = self.rows
+        sums = (map(_terms, each) for each in (rows.denoise, rows.convert, rows.keep, rows.advance))
+        return tuple(map(Evaluation, rows.input_scale.tolist(), *sums))
+
     def denoised(self, k: int, sample: FloatArray, model_output: FloatArray) -> FloatArray:
         """The picture x0 that the model predicts at evaluation k of `sample`, z_k."""
-        return _combine(self.rows.denoise[k], sample, _float32(model_output))
+        return _combine(self.evaluations[k].denoise, (sample, _float32(model_output)))
 
 
 class Solver:
@@ -124,30 +147,36 @@ class SolverState:
 
     def model_input(self, k: int) -> FloatArray:
         """What the U-Net is given at evaluation k."""
-        return self.sample * np.float32(self.table.rows.input_scale[k])
+        return _times(self.table.evaluations[k].input_scale, self.sample)
 
     def step(self, k: int, model_output: FloatArray, noise: FloatArray | None = None) -> None:
         """z_k -> z_{k+1}. `noise` ~ N(0, 1), fresh at every step, where the table uses it."""
-        rows, z = self.table.rows, self.sample
-        m = _combine(rows.convert[k], z, _float32(model_output))
-        terms = (z, self._kept, m, *self._outputs, None if noise is None else _float32(noise))
-        self._kept = _combine(rows.keep[k], *terms) if rows.keep[k].any() else None
-        self.sample = _combine(rows.advance[k], *terms)
+        now, z = self.table.evaluations[k], self.sample
+        m = _combine(now.convert, (z, _float32(model_output)))
+        columns = (z, self._kept, m, *self._outputs, None if noise is None else _float32(noise))
+        self._kept = _combine(now.keep, columns) if now.keep else None
+        self.sample = _combine(now.advance, columns)
         self._outputs = (m, *self._outputs[:-1])
 
 
-def _combine(coefficients: Values, *terms: FloatArray | None) -> FloatArray:
-    """sum of coefficients * terms; a term that is absent must have the coefficient 0."""
+def _terms(row: Values) -> Terms:
+    return tuple((column, coefficient) for column, coefficient in enumerate(row.tolist()) if coefficient != 0)
+
+
+def _combine(terms: Terms, columns: Sequence[FloatArray | None]) -> FloatArray:
     total: FloatArray | None = None
-    for coefficient, term in zip(coefficients.tolist(), terms, strict=True):
-        if coefficient == 0:
-            continue
-        if term is None:
+    for column, coefficient in terms:
+        if (array := columns[column]) is None:
             raise ValueError("a solver's step needs a term that it was not given; pass noise where `uses_noise` is set")
-        total = coefficient * term if total is None else total + coefficient * term
+        part = _times(coefficient, array)
+        total = part if total is None else total + part
     if total is None:
         raise ValueError("a solver's row is empty; export the bundle again")
     return total
+
+
+def _times(coefficient: float, array: FloatArray) -> FloatArray:
+    return array if coefficient == 1 else coefficient * array
 
 
 def _float32(array: NDArray[np.floating[Any]]) -> FloatArray:

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from PIL import Image
 
 from parure.bundle import Bundle
@@ -171,7 +170,7 @@ def compose(request: Request, made: Made, geometry: Geometry) -> Result:
     else:
         alpha = request.region.box_alpha(geometry.size, geometry.feather)
     image = request.region.paste(request.photo, made.crop, alpha)
-    mask = np.rint(request.region.mask_to_photo(made.masks[-1]) * 255).astype(np.uint8)
+    mask = request.region.mask_to_photo(made.masks[-1])
     spent = time.perf_counter() - since
     return Result(
         image=Image.fromarray(image),

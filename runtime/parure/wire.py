@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
@@ -44,14 +43,19 @@ class Meter:
 _meter: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
-@contextmanager
-def metered(meter: Meter) -> Iterator[None]:
+class metered:
     """Whatever this thread sends and receives inside counts for `meter`."""
-    before = _meter.set(meter)
-    try:
-        yield
-    finally:
-        _meter.reset(before)
+
+    __slots__ = ("_before", "_meter")
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        self._before = _meter.set(self._meter)
+
+    def __exit__(self, *raised: object) -> None:
+        _meter.reset(self._before)
 
 
 def count(sent: int, received: int) -> None:

@@ -156,10 +156,11 @@ def test_one_backend_after_the_other_gives_the_same_series(tiny_bundle: Path) ->
     assert all("speedup" in series.figures for series in apart.series if series.name == "picture")
 
 
+@pytest.mark.xdist_group("deep reuse")
 def test_pytorch_behind_the_executors_call_shape_computes_what_the_graphs_do(
-    tiny_bundle: Path, tiny_checkpoint: Path
+    deep_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    bundle = Bundle.open(tiny_bundle)
+    bundle = Bundle.open(deep_bundle)
     eager = TorchExecutor(bundle, torch_components(open_checkpoint(tiny_checkpoint, bundle), bundle))
     graphs = OnnxExecutor(bundle, threads=1)
     generator = np.random.default_rng(0)

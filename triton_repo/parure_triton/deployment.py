@@ -21,7 +21,6 @@ import jinja2
 import numpy as np
 from pydantic import Field, ValidationError
 
-from parure.components import NUMPY_TYPES
 from parure.errors import InputError
 from parure.manifest import Frozen, Manifest, TensorSpec
 from parure_triton.config import RATE_RESOURCE
@@ -188,4 +187,4 @@ def _is_ours(entry: Path) -> bool:
 
 
 def _bytes(tensors: Sequence[TensorSpec]) -> int:
-    return sum(tensor.elements * np.dtype(NUMPY_TYPES[tensor.dtype]).itemsize for tensor in tensors)
+    return sum(tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors)
