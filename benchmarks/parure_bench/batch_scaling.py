@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -24,7 +26,9 @@ import numpy as np
 from PIL import Image
 
 from parure.batch.batch import Plan, Summary, run_batch
-from parure.batch.endpoint import Connection
+from parure.batch.endpoint import Connection, Connector
+from parure.executor import Arrays
+from parure.server_calls import GrpcCalls, Responses
 from parure_bench.environment import environment
 from parure_bench.sleeping_servers import counted, servers, sleeping_repository, urls, write_jobs, write_report
 
@@ -36,7 +40,7 @@ CODING = (  # decode, check, crop, encode, compose
     "parure.tryon.read_request", "parure.server_loop.call_tensors", "parure.server_loop.read_seen",
     "parure.tryon.compose", "parure.batch.engine._png", "parure.batch.page._figure",
 )  # fmt: skip
-CALL = ("parure.server_calls.GrpcCalls.start",)
+DEADLINE = 60.0
 
 
 @click.group()
@@ -86,34 +90,78 @@ def scale(given: tuple[Path, Path, Path | None], jobs: int, endpoints: str, step
 
 
 @main.command()
-@click.option("--jobs", default=300, show_default=True, type=click.IntRange(1))
+@click.option("--jobs", default=200, show_default=True, type=click.IntRange(8))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--scratch", default="/dev/shm/parure-batch", show_default=True, type=click.Path(path_type=Path))
 @click.pass_obj
-def cost(given: tuple[Path, Path, Path | None], jobs: int) -> None:
-    """CPU of the runner's process per job, with and without the coding of images."""
+def cost(given: tuple[Path, Path, Path | None], jobs: int, rounds: int, scratch: Path) -> None:
+    """CPU of the runner's process per job: of coding images, of the bare call, of the disk (what it costs beyond SCRATCH,
+    which is in memory), and what is left."""
     work, results, bundle = given
     repository = sleeping_repository(work, bundle, {"unet": 0.05})
+    found = []
     with servers(repository, 1) as running:
-        run(write_jobs(work / "warm", 20), work / "out", urls(running))
-        rows = []
-        for count in (jobs // 4, jobs):  # the difference is free of what a run costs but once
-            file = write_jobs(work / "jobs", count)
-            with cpu_inside(CODING) as coding, cpu_inside(CALL) as calls:
-                before = time.process_time()
-                summary = run(file, work / "out", urls(running))
-                rows.append((time.process_time() - before, coding(), calls()))
-            assert summary.ok, summary
-    total, coded, called = (1000 * (more - less) / (jobs - jobs // 4) for less, more in zip(*rows, strict=True))
+        with calls_seen() as seen:
+            run(write_jobs(work / "warm", 20), work / "out", urls(running))
+        for _ in range(rounds):
+            total, coded = cpu_per_job(work / "jobs", jobs, work / "out", urls(running))
+            without_disk = np.subtract(*cpu_per_job(work / "jobs", jobs, scratch, urls(running)))
+            called = 1000 * cpu_of_calls(urls(running)[0], seen[-1], jobs) / jobs
+            found.append({"ms_of_cpu": total, "image_coding": coded, "call": called})
+            found[-1] |= {"disk": total - coded - without_disk, "own": without_disk - called}
+        shutil.rmtree(scratch, ignore_errors=True)
     report = {
-        "command": f"python -m parure_bench.batch_scaling cost --jobs {jobs}",
+        "command": f"python -m parure_bench.batch_scaling cost --jobs {jobs} --rounds {rounds}",
         "environment": environment().model_dump(mode="json"),
-        "ms_of_cpu_per_job": round(total, 3),
-        "of_which_image_coding": round(coded, 3),
-        "of_which_the_call": round(called, 3),
-        "own_with_the_call": round(total - coded, 3),
-        "own": round(total - coded - called, 3),
+        "per_job": {name: round(statistics.median(each[name] for each in found), 3) for name in found[0]},
+        "rounds": [{name: round(value, 3) for name, value in each.items()} for each in found],
         "target": COST_TARGET,
     }
     write_report(results, "batch-cost.json", report)
+
+
+def cpu_per_job(jobs: Path, count: int, out: Path, endpoints: tuple[str, ...]) -> tuple[float, float]:
+    """Milliseconds of CPU, and those of them that coded images; of two runs, so that what a run costs but once is out."""
+    spent = []
+    for number in (count // 4, count):
+        file = write_jobs(jobs, number)
+        with cpu_inside(CODING) as coding:
+            before = time.process_time()
+            summary = run(file, out, endpoints)
+            spent.append((time.process_time() - before, coding()))
+        assert summary.ok, summary
+    total, coded = (1000 * (more - less) / (count - count // 4) for less, more in zip(*spent, strict=True))
+    return total, coded
+
+
+@contextmanager
+def calls_seen() -> Iterator[list[Arrays]]:
+    """The inputs of every call for a picture that is made inside."""
+    seen: list[Arrays] = []
+    start = GrpcCalls.start
+
+    def seeing(calls: GrpcCalls, inputs: Arrays, *more: Any) -> Responses:
+        seen.append(inputs)
+        return start(calls, inputs, *more)
+
+    with patch.object(GrpcCalls, "start", seeing):
+        yield seen
+
+
+def cpu_of_calls(url: str, inputs: Arrays, count: int) -> float:
+    """CPU seconds of nothing but asking, as often and as many at once as a batch does."""
+    calls = GrpcCalls(url.removeprefix("grpc://"), DEADLINE)
+
+    def ask(number: int) -> None:
+        for _ in calls.start(inputs, DEADLINE, str(number), None):
+            pass
+
+    before = time.process_time()
+    with ThreadPoolExecutor(Connector(DEADLINE)(url).places) as pool:
+        list(pool.map(ask, range(count)))
+    spent = time.process_time() - before
+    calls.close()
+    return spent
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
 
+pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `batch`")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `batch`, with a pyarrow that takes this numpy")
 pytestmark = pytest.mark.xdist_group("batch")
 
@@ -340,21 +342,33 @@ def test_no_endpoint_is_an_error_that_names_each(pictures: Path) -> None:
     assert code == 1 and "127.0.0.1:9" in said["error"] and "127.0.0.1:10" in said["error"]
 
 
-def test_the_spark_recipe_of_the_docs_makes_a_partition(fleet: Fleet, pictures: Path) -> None:
-    pandas = pytest.importorskip("pandas", reason="the recipe works on frames of pandas")
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java: apt-get install default-jre-headless")
+def test_the_spark_recipe_of_the_docs_makes_every_partition(fleet: Fleet, pictures: Path) -> None:
+    for module in ("pyspark", "pandas"):
+        pytest.importorskip(module, reason="the recipe needs them: pip install pyspark pandas")
     text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
-    recipe: dict[str, Any] = {}
-    exec(next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Spark" in block), recipe)
-    recipe |= {"ENDPOINT": fleet.urls[0], "OUT": str(pictures / "out")}
-    photos = ["photo0.png", "missing.png", "photo1.png"]
-    frame = pandas.DataFrame(
-        {"id": ["a", "b", "c"], "photo": [str(pictures / name) for name in photos], "seed": [1, 2, 3]}
-        | {"ornament": [str(pictures / "ornament0.png")] * 3, "box": [BOX] * 3}
-    )
-    (made,) = recipe["make_pictures"](iter([frame]))
-    rows = list(made.itertuples())
-    assert [row.status for row in rows] == ["done", "failed", "done"] and "does not exist" in rows[1].reason
-    assert whole(pictures / "out") == {"a.png", "c.png"}
+    recipe = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Spark" in block)
+    jobs, out, script = pictures / "jobs.parquet", pictures / "out", pictures / "recipe.py"
+    for given, here in (
+        ("s3://bucket/jobs.parquet", jobs), ("s3://bucket/results", out), ("grpc://gpu-1:8001", fleet.urls[0]),
+        ("PARTITIONS = 16", "PARTITIONS = 3"),
+    ):  # fmt: skip
+        assert given in recipe
+        recipe = recipe.replace(given, str(here))
+    script.write_text(recipe)
+    photos = ["photo0.png", "missing.png", "photo1.png", "photo2.png"]
+    rows = [
+        {"id": name[:-4], "photo": str(pictures / name), "ornament": str(pictures / f"ornament{i % 2}.png")}
+        | {"box": [float(side) for side in BOX], "seed": i}
+        for i, name in enumerate(photos)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), jobs)
+    spark = {"PYSPARK_PYTHON": sys.executable, "SPARK_MASTER": "local[2]", "SPARK_LOCAL_IP": "127.0.0.1"}
+    subprocess.run([sys.executable, str(script)], env=os.environ | spark, check=True, timeout=300)
+    found = {row["id"]: row for row in parquet.read_table(out / "table").to_pylist()}
+    assert {name for name, row in found.items() if row["status"] == "done"} == {"photo0", "photo1", "photo2"}
+    assert found["missing"]["status"] == "failed" and "does not exist" in found["missing"]["reason"]
+    assert whole(out) == {"photo0.png", "photo1.png", "photo2.png"}
 
 
 def stub_of(server: EmbeddedServer, model: str) -> psutil.Process:

@@ -93,8 +93,7 @@ def asked(job: Job, inputs: Inputs) -> dict[str, Any]:
 def keep(store: Store, name: str, result: Result) -> Made:
     """The picture goes last: where there is one, its mask is there, too."""
     picture, mask = f"{PICTURES}/{name}.png", f"{MASKS}/{name}.png"
-    store.put(mask, _png(result.mask))
-    store.put(picture, _png(result.image))
+    store.put({mask: _png(result.mask), picture: _png(result.image)})
     seconds = {part: round(value, 5) for part, value in result.timings.items()}
     return Made(picture, mask, seconds, len(result.masks))
 

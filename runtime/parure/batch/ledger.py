@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
@@ -198,7 +198,7 @@ class _Segments:
 
     def write(self, lines: bytes) -> None:
         name = f"{self._next:010d}.jsonl"
-        self._store.put(f"{SEGMENTS}/{name}", lines)
+        self._store.put({f"{SEGMENTS}/{name}": lines})
         self._next += 1
         self._before.append(name)
         os.pwrite(self._spool, lines, os.fstat(self._spool).st_size)
@@ -210,13 +210,13 @@ class _Segments:
         size = os.fstat(self._spool).st_size
         merged = f"{self._next:010d}.jsonl"
         with suppress(StorageError):  # many objects hold as much as one
-            self._store.put(f"{SEGMENTS}/{merged}", os.pread(self._spool, size, 0))
+            self._store.put({f"{SEGMENTS}/{merged}": os.pread(self._spool, size, 0)})
             for name in self._before:
                 self._store.remove(f"{SEGMENTS}/{name}")
 
 
 def _line(record: Record) -> bytes:
-    text = json.dumps(asdict(record), separators=(",", ":")).encode()
+    text = json.dumps(vars(record), separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 

@@ -47,7 +47,7 @@ class Gallery:
             f"<h1>{html.escape(title)}</h1><p>{counts}</p><main>{figures}</main>",
             f"<h2>Not done: {len(self._other.kept)} of {self._other.seen:,}</h2><ul>{others}</ul>" if others else "",
         ]
-        store.put(NAME, "".join(parts).encode())
+        store.put({NAME: "".join(parts).encode()})
 
 
 class _Sample:

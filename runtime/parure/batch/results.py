@@ -111,7 +111,7 @@ def results_table(store: Store) -> Iterator[Results]:
             yield gathered
             gathered.flush(1)
         if not local:
-            store.put(NAME, part.read_bytes())
+            store.put({NAME: part.read_bytes()})
             return
         with _explained():
             with part.open("rb") as stream:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import stamina
 
@@ -24,8 +24,8 @@ class Store(Protocol):
 
     where: str
 
-    def put(self, name: str, content: bytes) -> None:
-        """When it returns, `name` holds `content` for good."""
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Names appear one after the other, each with all of its content; when it returns, all are there for good."""
 
     def read(self, name: str) -> bytes: ...
 
@@ -44,7 +44,7 @@ def open_store(out: str) -> Store:
     """Raises `InputError` for a place that cannot be written to."""
     store = RemoteStore(out) if is_remote(out) and not out.startswith("file://") else LocalStore(out)
     try:
-        store.put(".writable", b"")
+        store.put({".writable": b""})
         store.remove(".writable")
     except StorageError as error:
         raise InputError(f"{error}; choose another --out") from error
@@ -58,21 +58,25 @@ class LocalStore:
         self.folder = Path(out.removeprefix("file://")).resolve()
         self.where = str(self.folder)
 
-    def put(self, name: str, content: bytes) -> None:
-        target = self.folder / name
-        part = target.parent / f".{secrets.token_hex(8)}{_PART}"
-        with _explained(f"{target} cannot be written"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    def put(self, files: Mapping[str, bytes]) -> None:
+        targets = [self.folder / name for name in files]
+        parts = [target.parent / f".{secrets.token_hex(8)}{_PART}" for target in targets]
+        with _explained(f"{targets[0]} cannot be written"):
             try:
-                with part.open("xb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                part.replace(target)
+                with ExitStack() as streams:
+                    handles = [streams.enter_context(_new(part)).fileno() for part in parts]
+                    for handle, content in zip(handles, files.values(), strict=True):
+                        _write(handle, content)
+                    for handle in handles:
+                        os.fsync(handle)
+                for part, target in zip(parts, targets, strict=True):
+                    part.replace(target)
             except BaseException:
-                part.unlink(missing_ok=True)
+                for part in parts:
+                    part.unlink(missing_ok=True)
                 raise
-            sync_folder(target.parent)
+            for folder in dict.fromkeys(target.parent for target in targets):
+                sync_folder(folder)
 
     def read(self, name: str) -> bytes:
         with _explained(f"{self.folder / name} cannot be read"):
@@ -108,12 +112,12 @@ class RemoteStore:
         self.where = url.rstrip("/")
         self._atomic = url.split("://")[0] in _ATOMIC
 
-    def put(self, name: str, content: bytes) -> None:
-        target = f"{self._path}/{name}"
-        with _explained(f"{self.where}/{name} cannot be written"):
-            for attempt in stamina.retry_context(on=_transient, attempts=_ATTEMPTS, wait_initial=0.1, wait_max=2.0):
-                with attempt:
-                    self._put(target, content)
+    def put(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            with _explained(f"{self.where}/{name} cannot be written"):
+                for attempt in stamina.retry_context(on=_transient, attempts=_ATTEMPTS, wait_initial=0.1, wait_max=2.0):
+                    with attempt:
+                        self._put(f"{self._path}/{name}", content)
 
     def _put(self, target: str, content: bytes) -> None:
         if self._atomic:
@@ -150,6 +154,18 @@ class RemoteStore:
             for name in self.names(folder):
                 if name.startswith(".") and name.endswith(_PART):
                     self.remove(f"{folder}/{name}")
+
+
+def _new(path: Path) -> IO[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb", buffering=0)
+
+
+def _write(handle: int, content: bytes) -> None:
+    """All of it; the system may take less at once."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(handle, left) :]
 
 
 def sync_folder(folder: Path) -> None:
