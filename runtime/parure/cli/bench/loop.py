@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 from rich.table import Table
@@ -13,12 +13,13 @@ from parure.cli.bench.options import numbers, open_bundles, out_option, rounds_o
 from parure.cli.common import needs
 from parure.errors import InputError
 from parure.modes import read_mode
+from parure.tryon import Backend
 
 if TYPE_CHECKING:
     from parure_bench.record import Series
     from parure_bench.shots import Shot
 
-BACKENDS = ("onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch", "torch-compile")
+BACKENDS = (*get_args(Backend), "torch", "torch-compile")
 
 
 @click.command("loop")
