@@ -345,7 +345,7 @@ def test_no_endpoint_is_an_error_that_names_each(pictures: Path) -> None:
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java: apt-get install default-jre-headless")
 def test_the_spark_recipe_of_the_docs_makes_every_partition(fleet: Fleet, pictures: Path) -> None:
     for module in ("pyspark", "pandas"):
-        pytest.importorskip(module, reason="the recipe needs them: pip install pyspark pandas")
+        pytest.importorskip(module, reason="the recipe needs them: pip install pyspark 'pandas<3'")
     text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
     recipe = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Spark" in block)
     jobs, out, script = pictures / "jobs.parquet", pictures / "out", pictures / "recipe.py"
