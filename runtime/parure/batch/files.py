@@ -6,6 +6,7 @@ import gzip
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -44,8 +45,7 @@ def open_binary(path: str, subject: str) -> Iterator[IO[bytes]]:
 def _opened(path: str) -> IO[bytes]:
     if is_remote(path):
         found, there = filesystem(path)
-        remote: IO[bytes] = found.open(there, "rb", compression="infer")
-        return remote
+        return BufferedReader(found.open(there, "rb", compression="infer"))  # those of fsspec know fewer ways to read
     return cast(IO[bytes], gzip.open(path, "rb")) if path.endswith(".gz") else Path(path).open("rb")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,18 @@ def test_job_files_are_read_through_fsspec_and_packed(tmp_path: Path) -> None:
     (packed,) = read_jobs(str(tmp_path / "jobs.jsonl.gz"))
     assert isinstance(remote, Job) and remote.photo == "memory://jobs-test/p.png"
     assert isinstance(packed, Job) and packed.photo == f"{tmp_path}/p.png"
+
+
+def test_job_files_are_read_over_http_whose_streams_know_fewer_ways_to_read(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http:// with aiohttp")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    for kind in ("jsonl", "csv"):
+        written(tmp_path, kind)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_address[1]}"
+        for kind in ("jsonl", "csv"):
+            first, second = read_jobs(f"{at}/jobs.{kind}")
+            assert isinstance(first, Job) and first.photo == f"{at}/a.png" and isinstance(second, Job)
+            assert count_jobs(f"{at}/jobs.{kind}") == 2
+        server.shutdown()
