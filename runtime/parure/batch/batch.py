@@ -188,5 +188,5 @@ def _summary(tally: Tally, stop: Stop, dispatcher: Dispatcher, store: Store, unw
         seconds=round(tally.seconds, 3),
         endpoints={endpoint.url: endpoint.done for endpoint in dispatcher.endpoints},
         where=store.where,
-        reasons=sorted(tally.reasons),
+        reasons=tally.reasons,
     )

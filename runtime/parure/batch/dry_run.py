@@ -47,7 +47,7 @@ def dry_run(plan: Plan) -> Summary:
         seconds=round(tally.seconds, 3),
         endpoints={},
         where=plan.out,
-        reasons=sorted(tally.reasons),
+        reasons=tally.reasons,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -30,8 +31,9 @@ class Tally:
         with self._lock:
             self.ended[outcome.status] += 1
             self.how[outcome.how] += 1
-            if outcome.status != "done" and len(self.reasons) < self.SHOWN:
-                self.reasons.append((outcome.row.row, outcome.status, outcome.record.reason))
+            if outcome.status != "done":  # the first rows of the file, in whichever order they end
+                insort(self.reasons, (outcome.row.row, outcome.status, outcome.record.reason))
+                del self.reasons[self.SHOWN :]
 
     def may_retry(self) -> bool:
         """Whether the budget allows one more attempt, which then counts."""
