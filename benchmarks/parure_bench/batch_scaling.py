@@ -27,8 +27,12 @@ from PIL import Image
 
 from parure.batch.batch import Plan, Summary, run_batch
 from parure.batch.endpoint import Connection, Connector
-from parure.executor import Arrays
-from parure.server_calls import GrpcCalls, Responses
+from parure.batch.engine import asked
+from parure.batch.jobs import Job, read_jobs
+from parure.batch.keys import Reader
+from parure.request import Asked, read_request
+from parure.server_calls import open_calls
+from parure.tryon_wire import call_tensors
 from parure_bench.environment import environment
 from parure_bench.sleeping_servers import counted, servers, sleeping_repository, urls, write_jobs, write_report
 
@@ -101,12 +105,11 @@ def cost(given: tuple[Path, Path, Path | None], jobs: int, rounds: int, scratch:
     repository = sleeping_repository(work, bundle, {"unet": 0.05})
     found = []
     with servers(repository, 1) as running:
-        with calls_seen() as seen:
-            run(write_jobs(work / "warm", 20), work / "out", urls(running))
+        run(warm := write_jobs(work / "warm", 20), work / "out", urls(running))
         for _ in range(rounds):
             total, coded = cpu_per_job(work / "jobs", jobs, work / "out", urls(running))
             without_disk = np.subtract(*cpu_per_job(work / "jobs", jobs, scratch, urls(running)))
-            called = 1000 * cpu_of_calls(urls(running)[0], seen[-1], jobs) / jobs
+            called = 1000 * cpu_of_calls(urls(running)[0], warm, jobs) / jobs
             found.append({"ms_of_cpu": total, "image_coding": coded, "call": called})
             found[-1] |= {"disk": total - coded - without_disk, "own": without_disk - called}
         shutil.rmtree(scratch, ignore_errors=True)
@@ -134,33 +137,23 @@ def cpu_per_job(jobs: Path, count: int, out: Path, endpoints: tuple[str, ...]) -
     return total, coded
 
 
-@contextmanager
-def calls_seen() -> Iterator[list[Arrays]]:
-    """The inputs of every call for a picture that is made inside."""
-    seen: list[Arrays] = []
-    start = GrpcCalls.start
-
-    def seeing(calls: GrpcCalls, inputs: Arrays, *more: Any) -> Responses:
-        seen.append(inputs)
-        return start(calls, inputs, *more)
-
-    with patch.object(GrpcCalls, "start", seeing):
-        yield seen
-
-
-def cpu_of_calls(url: str, inputs: Arrays, count: int) -> float:
-    """CPU seconds of nothing but asking, as often and as many at once as a batch does."""
-    calls = GrpcCalls(url.removeprefix("grpc://"), DEADLINE)
+def cpu_of_calls(url: str, jobs: Path, count: int) -> float:
+    """CPU seconds of nothing but asking for the first of `jobs`, as often and as many at once as a batch does."""
+    connection, calls = Connector(DEADLINE)(url), open_calls(url, DEADLINE)
+    job = next(job for job in read_jobs(str(jobs)) if isinstance(job, Job))
+    request = read_request(Asked(**asked(job, Reader().read(job))), connection.manifest)
+    inputs = call_tensors(request, None, DEADLINE, connection.manifest.geometry)
 
     def ask(number: int) -> None:
         for _ in calls.start(inputs, DEADLINE, str(number), None):
             pass
 
     before = time.process_time()
-    with ThreadPoolExecutor(Connector(DEADLINE)(url).places) as pool:
+    with ThreadPoolExecutor(connection.places) as pool:
         list(pool.map(ask, range(count)))
     spent = time.process_time() - before
     calls.close()
+    connection.tryon.close()
     return spent
 
 

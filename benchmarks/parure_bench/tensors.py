@@ -16,7 +16,7 @@ def random_inputs(component: Component, batch: int) -> dict[str, Array]:
 
 def boundary_bytes(component: Component) -> int:
     """Bytes of all inputs and outputs of one sample."""
-    return sum(t.elements * np.dtype(t.dtype).itemsize for t in (*component.inputs, *component.outputs))
+    return sum(t.nbytes for t in (*component.inputs, *component.outputs))
 
 
 def _draw(tensor: TensorSpec, batch: int, generator: np.random.Generator) -> Array:

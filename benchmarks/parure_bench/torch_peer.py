@@ -11,7 +11,7 @@ import torch
 from parure.bundle import Bundle
 from parure.errors import InputError, ParureError
 from parure.executor import Array, Arrays, wanted_outputs
-from parure.manifest import Manifest, Precision
+from parure.manifest import Component, Manifest, Precision
 from parure.modes import SHALLOW_UNET
 from parure_export.checkpoint import Checkpoint, load_checkpoint
 from parure_export.model import Components
@@ -54,7 +54,7 @@ class TorchExecutor:
         if compiled:
             self._modules = {name: torch.compile(module) for name, module in self._modules.items()}
         self._weight = next(components.unet.parameters())
-        self._unused: dict[str, dict[str, torch.Tensor]] = {}
+        self._unused = {component.name: self._not_exported(component) for component in bundle.manifest.components}
 
     @property
     def manifest(self) -> Manifest:
@@ -69,7 +69,7 @@ class TorchExecutor:
         arguments = {t.name: self._here(inputs[t.name], exact=t.name == "timestep") for t in spec.inputs}
         try:
             with torch.inference_mode():
-                given = self._modules[component](**self._not_exported(component), **arguments)
+                given = self._modules[component](**self._unused[component], **arguments)
                 every = given if isinstance(given, tuple) else (given,)
                 results = {t.name: tensor.float().cpu().numpy() for t, tensor in zip(spec.outputs, every, strict=True)}
         except Exception as error:
@@ -81,17 +81,15 @@ class TorchExecutor:
     def close(self) -> None:
         self._modules = {}
 
-    def _not_exported(self, component: str) -> dict[str, torch.Tensor]:
+    def _not_exported(self, component: Component) -> dict[str, torch.Tensor]:
         """What the module is given and does not use, so that the graph does without it: zeros."""
-        if component not in self._unused:
-            taken = {tensor.name for tensor in self.manifest.component(component).inputs}
-            shapes = {tensor.name: tensor.shape for tensor in self.manifest.component("unet").inputs}
-            self._unused[component] = {
-                name: torch.zeros(1, *shapes[name], device=self._weight.device, dtype=self._weight.dtype)
-                for name in INPUTS[component]
-                if name not in taken
-            }
-        return self._unused[component]
+        taken = {tensor.name for tensor in component.inputs}
+        shapes = {tensor.name: tensor.shape for tensor in self.manifest.component("unet").inputs}
+        return {
+            name: torch.zeros(1, *shapes[name], device=self._weight.device, dtype=self._weight.dtype)
+            for name in INPUTS[component.name]
+            if name not in taken
+        }
 
     def _here(self, array: Array, *, exact: bool) -> torch.Tensor:
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -97,8 +97,8 @@ class ComponentRunner:
         return result if output == "features" else np.asarray(result, np.float32)
 
     def _calls(self, component: str, outputs: tuple[str, ...], **inputs: Array) -> tuple[Array, ...]:
-        types = self.executor.manifest.component(component).input_types
-        typed = {name: inputs[name].astype(dtype, copy=False) for name, dtype in types}
+        spec = self.executor.manifest.component(component)
+        typed = {t.name: inputs[t.name].astype(t.dtype, copy=False) for t in spec.inputs}
         since = time.perf_counter()
         with metered(self.watch.meter):
             found = self.executor.run(component, typed, outputs)

@@ -150,6 +150,8 @@ class Region:
             crop_image = np.rint(np.clip(crop_image, 0, 1) * 255).astype(np.uint8)
         result = photo.copy()
         weights = np.clip(self._to_photo_scale(alpha, Resampling.BILINEAR, self._visible), 0, 1)
+        if not weights.any():
+            return result
         pasted = _support(weights)
         weights = weights[pasted]
         within = _inside(self._visible, pasted)
@@ -191,8 +193,6 @@ class Region:
     def _to_photo_scale(self, crop: NDArray[Any], filtering: Resampling, window: Window) -> NDArray[Any]:
         """The part of a crop-sized array that lies in `window` of the photo, in photo pixels."""
         rows, columns = window
-        if rows.start == rows.stop or columns.start == columns.stop:
-            return np.zeros((rows.stop - rows.start, columns.stop - columns.start, *crop.shape[2:]), crop.dtype)
         scale = len(crop) / self.side
         bounds = (
             (columns.start - self.left) * scale,
@@ -252,10 +252,8 @@ def region_alpha(mask: FloatArray, size: int, feather: float) -> FloatArray:
 
 
 def _support(weights: FloatArray) -> Window:
-    """The smallest window that holds all weights above zero."""
+    """The smallest window that holds all weights above zero, of which there is one at least."""
     rows, columns = (np.flatnonzero(weights.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 

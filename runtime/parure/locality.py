@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from parure.errors import InputError
-from parure.manifest import Manifest, TensorSpec
+from parure.manifest import Manifest
 from parure.modes import DEEP_OUTPUT, SHALLOW_UNET
 
 
@@ -45,10 +42,10 @@ def client_loop_cost(manifest: Manifest, steps: int | None = None, guidance: flo
     sent = received = features = 0
     for component in manifest.components:
         times = calls.get(component.name, 1)
-        sent += times * sum(map(_bytes, component.inputs))
-        received += times * sum(_bytes(t) for t in component.outputs if t.name != DEEP_OUTPUT)
+        sent += times * sum(t.nbytes for t in component.inputs)
+        received += times * sum(t.nbytes for t in component.outputs if t.name != DEEP_OUTPUT)
         both = (*component.inputs, *component.outputs)
-        features += times * sum(_bytes(t) for t in both if t.shape == (manifest.features.length,))
+        features += times * sum(t.nbytes for t in both if t.shape == (manifest.features.length,))
     return LoopCost(count, sent, received, features)
 
 
@@ -101,7 +98,3 @@ def _own(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _bytes(spec: TensorSpec) -> int:
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

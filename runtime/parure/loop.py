@@ -143,16 +143,10 @@ def wearing_masks(
     reference = WearingMask(run, person, ornament, options.mode)
     M_box = M_pred = person.box_mask
     for k in range(count):
-        M = blend(alpha[k], M_pred, M_box)  # Eq. 2
+        # Eq. 2; where alpha is 0 it is M_box itself, of which `reference` knows that nothing has changed.
+        M = M_box if alpha[k] == 0 else alpha[k] * M_pred + (1 - alpha[k]) * M_box
         f_m, M_pred = reference(k, count, M, M_pred)  # Eq. 3
         yield Worn(M, f_m, M_pred)
-
-
-def blend(alpha: np.float32, M_pred: FloatArray, M_box: FloatArray) -> FloatArray:
-    """alpha M_pred + (1 - alpha) M_box; at its ends the one or the other itself, which is known to be the same again."""
-    if alpha == 0:
-        return M_box
-    return M_pred if alpha == 1 else alpha * M_pred + (1 - alpha) * M_box
 
 
 def _zeros(like: FloatArray) -> FloatArray:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,6 +53,11 @@ class TensorSpec(Frozen):
             count *= side
         return count
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes per sample."""
+        return self.elements * np.dtype(self.dtype).itemsize
+
 
 class Component(Frozen):
     """One exported graph: its file in the bundle and its tensors."""
@@ -64,11 +68,6 @@ class Component(Frozen):
     outputs: tuple[TensorSpec, ...]
     parameters: int
     flops: int = Field(description="floating-point operations of one sample")
-
-    @cached_property
-    def input_types(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
-        """Names and numpy types of the inputs, in the graph's order."""
-        return tuple((tensor.name, np.dtype(tensor.dtype)) for tensor in self.inputs)
 
 
 class FeatureLayer(Frozen):
@@ -197,11 +196,7 @@ class Manifest(Frozen):
 
     def component(self, name: str) -> Component:
         """The component `name`; raises KeyError with the names there are."""
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise KeyError(f"component {name!r} not in bundle; it has {list(self._by_name)}") from None
-
-    @cached_property
-    def _by_name(self) -> dict[str, Component]:
-        return {component.name: component for component in self.components}
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise KeyError(f"component {name!r} not in bundle; it has {[c.name for c in self.components]}")

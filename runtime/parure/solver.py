@@ -135,7 +135,8 @@ class Solver:
 class SolverState:
     """One picture (or a batch of pictures at the same step) on its way from noise to latents.
 
-    Per evaluation k = 0..K-1, in this order: `model_input(k)`, the U-Net, `step(k, output, noise)`. Arrays are float32 [B, C, s, s]; none that it was given or has handed out is written to.
+    Per evaluation k = 0..K-1, in this order: `model_input(k)`, the U-Net, `step(k, output, noise)`. Arrays are
+    float32 [B, C, s, s]; none that it was given or has handed out is written to.
     """
 
     def __init__(self, table: SolverTable, noise: FloatArray) -> None:
@@ -164,6 +165,7 @@ def _terms(row: Values) -> Terms:
 
 
 def _combine(terms: Terms, columns: Sequence[FloatArray | None]) -> FloatArray:
+    """sum of coefficient * column; a column that is absent must not be among `terms`."""
     total: FloatArray | None = None
     for column, coefficient in terms:
         if (array := columns[column]) is None:

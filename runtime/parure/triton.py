@@ -70,7 +70,7 @@ class TritonExecutor:
             self._components = {component.name: component for component in self.manifest.components}
             self._check_bundle(expect_bundle)
             if shared_memory is not None:
-                largest = max(wire_bytes(t) for component in self.manifest.components for t in component.outputs)
+                largest = max(t.nbytes for component in self.manifest.components for t in component.outputs)
                 first = max(largest, shared_memory.least)
                 self._shared = SharedTensors(self._transport, url, deadline, shared_memory, first)
         except BaseException:
@@ -87,7 +87,7 @@ class TritonExecutor:
         batch = _check_inputs(spec, inputs, self.manifest.max_batch)
         arrays = {t.name: inputs[t.name] if t.shape else inputs[t.name].reshape(-1, 1) for t in spec.inputs}
         chosen = wanted_outputs(spec, wanted)
-        sizes = {t.name: batch * wire_bytes(t) for t in chosen}
+        sizes = {t.name: batch * t.nbytes for t in chosen}
         reply = self._infer(component, arrays, sizes, chosen != spec.outputs)
         subject = f"{component} on {self.url}"
         return {t.name: decoded(reply.get(t.name), t, batch, subject) for t in chosen}
@@ -185,11 +185,6 @@ class TritonExecutor:
                 f"the server at {self.url} lacks {', '.join(missing)}; "
                 "write the repository again and restart the server"
             )
-
-
-def wire_bytes(spec: TensorSpec) -> int:
-    """Bytes of one sample."""
-    return spec.elements * np.dtype(spec.dtype).itemsize
 
 
 def wire_type(spec: TensorSpec) -> str:

@@ -44,7 +44,7 @@ _meter: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 class metered:
-    """Whatever this thread sends and receives inside counts for `meter`."""
+    """Whatever this thread sends and receives inside counts for `meter`. A class: it is entered at every component call."""
 
     __slots__ = ("_before", "_meter")
 

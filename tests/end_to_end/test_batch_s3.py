@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from parure.image import Pixels
+from parure.tryon_wire import png
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -54,17 +55,11 @@ def url(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server.addresses.grpc
 
 
-def png(pixels: Pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
 def test_a_batch_from_s3_to_s3_is_killed_and_goes_on(bucket: Any, url: str, photo: Pixels, ornament: Pixels) -> None:
     rows = [{"photo": f"{i % 3}.png", "ornament": "o.png", "box": [30, 40, 70, 75], "seed": i} for i in range(JOBS)]
     for number in range(3):
-        bucket.pipe_file(f"bucket/in/{number}.png", png(np.roll(photo, 5 * number, axis=1)))
-    bucket.pipe_file("bucket/in/o.png", png(ornament))
+        bucket.pipe_file(f"bucket/in/{number}.png", png(np.roll(photo, 5 * number, axis=1)).tobytes())
+    bucket.pipe_file("bucket/in/o.png", png(ornament).tobytes())
     bucket.pipe_file("bucket/in/jobs.jsonl", "\n".join(json.dumps(row | {"steps": 2}) for row in rows).encode())
     command = [sys.executable, "-m", "parure", "batch", "s3://bucket/in/jobs.jsonl", "--endpoint", url]
     command += ["--out", "s3://bucket/out", "--json"]

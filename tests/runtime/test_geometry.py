@@ -311,8 +311,11 @@ def test_a_long_region_needs_little_memory() -> None:
 
 @given(regions(), sizes)
 def test_the_box_masks_photo_size_mask_is_the_box(region: Region, size: int) -> None:
-    mask = region.mask_to_photo(region.box_mask(size)) / 255
+    pixels = region.mask_to_photo(region.box_mask(size))
+    assert pixels.dtype == np.uint8
+    mask = pixels / 255
     assert mask.shape == (region.photo_height, region.photo_width)
+    assert 0 <= mask.min() <= mask.max() <= 1
     box, slack = region.box, 1.5 * max(1, region.side / size)
     y, x = np.mgrid[0 : region.photo_height, 0 : region.photo_width] + 0.5
     distance = np.minimum.reduce([x - box.left, box.right - x, y - box.top, box.bottom - y])

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
-import numpy as np
 from pydantic import Field, ValidationError
 
 from parure.errors import InputError
@@ -187,4 +186,4 @@ def _is_ours(entry: Path) -> bool:
 
 
 def _bytes(tensors: Sequence[TensorSpec]) -> int:
-    return sum(tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

@@ -63,12 +63,13 @@ class LocalStore:
         parts = [target.parent / f".{secrets.token_hex(8)}{_PART}" for target in targets]
         with _explained(f"{targets[0]} cannot be written"):
             try:
-                with ExitStack() as streams:
-                    handles = [streams.enter_context(_new(part)).fileno() for part in parts]
-                    for handle, content in zip(handles, files.values(), strict=True):
-                        _write(handle, content)
-                    for handle in handles:
-                        os.fsync(handle)
+                with ExitStack() as opened:
+                    streams = [opened.enter_context(_new(part)) for part in parts]
+                    for stream, content in zip(streams, files.values(), strict=True):
+                        stream.write(content)
+                        stream.flush()
+                    for stream in streams:
+                        os.fsync(stream.fileno())
                 for part, target in zip(parts, targets, strict=True):
                     part.replace(target)
             except BaseException:
@@ -158,14 +159,7 @@ class RemoteStore:
 
 def _new(path: Path) -> IO[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb", buffering=0)
-
-
-def _write(handle: int, content: bytes) -> None:
-    """All of it; the system may take less at once."""
-    left = memoryview(content)
-    while left:
-        left = left[os.write(handle, left) :]
+    return path.open("xb")
 
 
 def sync_folder(folder: Path) -> None:
