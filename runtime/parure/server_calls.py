@@ -42,7 +42,6 @@ from parure.tryon_wire import OUTPUTS, TRACE_PARAMETER, TRYON_MODEL, UNARY_MODEL
 from parure.wire import count
 
 Responses = Generator[dict[str, Array], None, None]
-_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 _CLIENT_CLOSED_REQUEST = 499  # what Triton makes of CANCELLED
 _OF_INPUTS = re.compile(r"\binputs?\b")
 _OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
@@ -101,16 +100,6 @@ class StreamError(grpc.RpcError):  # type: ignore[misc]
 class GrpcCalls(GrpcTransport):
     streams = True
 
-    def __init__(self, target: str, deadline: float) -> None:
-        super().__init__(target, deadline)
-        # One request and many responses: the same on the wire as Triton's stream of requests, without grpc's thread
-        # that feeds one, and the caller itself waits for what comes.
-        self._stream = self._channel.unary_stream(
-            _STREAM_INFER,
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
-
     def start(self, inputs: Arrays, timeout: float, identifier: str, trace: str | None) -> Responses:
         request = service_pb2.ModelInferRequest(model_name=TRYON_MODEL, id=identifier)
         for name, array in inputs.items():
@@ -122,7 +111,8 @@ class GrpcCalls(GrpcTransport):
             request.parameters[TRACE_PARAMETER].string_param = trace
         metadata = None if trace is None else [(TRACE_PARAMETER, trace)]
         count(request.ByteSize(), 0)
-        return _primed(self._responses(self._stream(request, timeout=timeout, metadata=metadata)))
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        return _primed(self._responses(call))
 
     def _responses(self, call: Any) -> Responses:
         try:
