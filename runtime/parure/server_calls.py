@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, Protocol
 
 import grpc  # type: ignore[import-untyped]
@@ -42,6 +42,7 @@ from parure.tryon_wire import OUTPUTS, TRACE_PARAMETER, TRYON_MODEL, UNARY_MODEL
 from parure.wire import count
 
 Responses = Generator[dict[str, Array], None, None]
+_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 _CLIENT_CLOSED_REQUEST = 499  # what Triton makes of CANCELLED
 _OF_INPUTS = re.compile(r"\binputs?\b")
 _OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
@@ -100,6 +101,16 @@ class StreamError(grpc.RpcError):  # type: ignore[misc]
 class GrpcCalls(GrpcTransport):
     streams = True
 
+    def __init__(self, target: str, deadline: float) -> None:
+        super().__init__(target, deadline)
+        # One request and many responses: the same on the wire as Triton's stream of requests, without grpc's thread
+        # that feeds one, and the caller itself waits for what comes.
+        self._stream = self._channel.unary_stream(
+            _STREAM_INFER,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+
     def start(self, inputs: Arrays, timeout: float, identifier: str, trace: str | None) -> Responses:
         request = service_pb2.ModelInferRequest(model_name=TRYON_MODEL, id=identifier)
         for name, array in inputs.items():
@@ -111,14 +122,14 @@ class GrpcCalls(GrpcTransport):
             request.parameters[TRACE_PARAMETER].string_param = trace
         metadata = None if trace is None else [(TRACE_PARAMETER, trace)]
         count(request.ByteSize(), 0)
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
-        return _primed(self._responses(call))
+        return _primed(self._responses(self._stream(request, timeout=timeout, metadata=metadata)))
 
     def _responses(self, call: Any) -> Responses:
         try:
             for message in call:
                 count(0, message.ByteSize())
                 if message.error_message:
+                    _let_end(call)
                     self._refuse(message.error_message)
                 reply = message.infer_response
                 if len(reply.raw_output_contents) != len(reply.outputs):
@@ -128,6 +139,8 @@ class GrpcCalls(GrpcTransport):
                         output.name: _unpacked(output.datatype, output.shape, content)
                         for output, content in zip(reply.outputs, reply.raw_output_contents, strict=True)
                     }
+                if "picture" in outputs:
+                    _let_end(call)
                 yield outputs
         finally:
             call.cancel()  # of no effect on a call that has ended
@@ -196,6 +209,17 @@ def _primed(responses: Responses) -> Responses:
 
     first = next(responses, None)
     return all_of_them()
+
+
+def _let_end(call: Iterator[Any]) -> None:
+    """Waits until the server ends a call of which nothing more is wanted.
+
+    Cancelled between its last response and its end, a call leaves Triton holding the request for ever: memory that is
+    never given back, and a model that cannot be unloaded, so that the server's shutdown takes its whole exit timeout.
+    """
+    with suppress(grpc.RpcError):  # what was wanted has come
+        for _ in call:
+            pass
 
 
 def _packed(array: Array) -> bytes:

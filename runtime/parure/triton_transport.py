@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]
+import grpc.experimental  # type: ignore[import-untyped]
 import numpy as np
 import urllib3
 from google.protobuf import json_format  # type: ignore[import-untyped]
@@ -48,6 +49,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 Places = Mapping[str, Place | None]
 NO_PLACES: Places = {}

@@ -262,6 +262,20 @@ def test_ctrl_c_at_the_client_stops_the_loop_on_the_server(
     eventually(lambda: metric(server, "parure_pictures_total", model="tryon", outcome="cancelled") == cancelled + 1)
 
 
+def test_calls_that_have_ended_do_not_keep_the_server_from_ending(
+    tiny_bundle: Path, photo: Pixels, ornament: Pixels, tmp_path: Path
+) -> None:
+    write_repository(tiny_bundle, tmp_path / "models", options=RepositoryOptions.of(at_work=AT_WORK, threads=1))
+    log = tmp_path / "triton.log"
+    with EmbeddedServer(tmp_path / "models", log=log) as server, ThreadPoolExecutor(AT_WORK) as pool:
+        server.wait_ready()
+        with parure.open(server.addresses.grpc) as tryon:
+            list(pool.map(lambda seed: tryon(photo, ornament, BOX, steps=1, seed=seed), range(40)))
+        for _ in range(40):
+            assert all(finding.passed for finding in probe(server.addresses.grpc, 20))  # it sends refused pictures
+    assert "successfully unloaded 'tryon' version 1" in log.read_text()
+
+
 def test_what_is_beyond_the_bound_is_refused_and_says_so(
     server: EmbeddedServer, stub: Any, photo: Pixels, ornament: Pixels
 ) -> None:

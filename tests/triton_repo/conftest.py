@@ -245,7 +245,10 @@ def native_server(tmp_path: Path) -> Serving:
             yield ports
         finally:
             server.terminate()
-            server.wait(30)
+            try:
+                server.wait(60)  # Triton gives up after 30
+            finally:
+                server.kill()
 
     return serve
 
