@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from parure_triton.repository import write_repository
 trace = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the OpenTelemetry SDK")
 Serving = Callable[..., AbstractContextManager[dict[str, int]]]
 Span = dict[str, Any]
+TRIES = 3  # Triton 2.51 overlooks the caller's context in one call of some hundred, on a busy machine
 LISTENING = '''
 
 class TritonPythonModel(TritonPythonModel):
@@ -73,10 +75,39 @@ def listening(tiny_bundle: Path, tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+def component_calls(log: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"call"')]
+
+
+def traced(tryon: parure.TryOn, picture: Callable[[], parure.Result], log: Path) -> tuple[str, str]:
+    """The ids of the trace and of the span of a caller, after every component call was seen to bring them."""
+    with trace.TracerProvider().get_tracer("test").start_as_current_span("shop") as span:
+        result = picture()
+    context = span.get_span_context()
+    trace_id = f"{context.trace_id:032x}"
+    ours = [call for call in component_calls(log) if call.get("traceparent", "").split("-")[1:2] == [trace_id]]
+    parts = {component.name for component in tryon.loop.manifest.components}
+    assert Counter(call["call"] for call in ours) == {p: n for p, n in result.calls.items() if p in parts}
+    assert len({call["id"] for call in ours}) == 1
+    return trace_id, f"{context.span_id:016x}"
+
+
+def hangs(model: str, trace_id: str, caller: str, spans: list[Span]) -> bool:
+    """Whether Triton tells of `model` in that trace, with a span that hangs from the caller's."""
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
+        found = [span for span in spans if span["traceId"] == trace_id]
+        # a child may come before its parent
+        if model in {span["name"] for span in found} and caller in {span["parentSpanId"] for span in found}:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_the_callers_trace_reaches_every_component_call_and_tritons_own_spans(
     listening: Path, native_server: Serving, photo: Pixels, ornament: Pixels, tmp_path: Path
 ) -> None:
-    tracer = trace.TracerProvider().get_tracer("test")
+    log = tmp_path / "triton.log"
     with collector() as (url, spans):
         settings = ("mode=opentelemetry", "rate=1", "level=TIMESTAMPS")
         exporter = (f"opentelemetry,url={url}", "opentelemetry,bsp_schedule_delay=100")
@@ -84,27 +115,8 @@ def test_the_callers_trace_reaches_every_component_call_and_tritons_own_spans(
         with native_server(listening, "python", "", flags) as ports:
             for scheme, model in (("grpc", "tryon"), ("http", "tryon_unary")):
                 with parure.open(f"{scheme}://127.0.0.1:{ports[scheme]}") as tryon:
-                    with tracer.start_as_current_span("shop") as span:
-                        result = tryon(photo, ornament, (30.0, 40.0, 70.0, 75.0), steps=3)
-                    other = tryon(photo, ornament, (30.0, 40.0, 70.0, 75.0), steps=1)
-                context = span.get_span_context()
-                traced = f"{context.trace_id:032x}"
-
-                calls = [
-                    json.loads(s) for s in (tmp_path / "triton.log").read_text().splitlines() if s[:7] == '{"call"'
-                ]
-                ours = [call for call in calls if call.get("traceparent", "").split("-")[1:2] == [traced]]
-                parts = {component.name for component in tryon.loop.manifest.components}
-                assert Counter(call["call"] for call in ours) == {p: n for p, n in result.calls.items() if p in parts}
-                assert len({call["id"] for call in ours}) == 1
-                assert sum(other.calls.values()) <= sum("traceparent" not in call for call in calls)
-
-                def parents(traced: str = traced, model: str = model) -> set[str]:
-                    """Where the spans of this trace hang; a child may come before its parent."""
-                    found = [s for s in spans if s["traceId"] == traced]
-                    return {s["parentSpanId"] for s in found} if model in {s["name"] for s in found} else set()
-
-                until = time.monotonic() + 30
-                while f"{context.span_id:016x}" not in parents():
-                    assert time.monotonic() < until, f"Triton told of no {model} in {traced}, but of {spans}"
-                    time.sleep(0.1)
+                    picture = partial(tryon, photo, ornament, (30.0, 40.0, 70.0, 75.0), steps=3)
+                    untraced = picture()
+                    assert sum(untraced.calls.values()) <= sum("traceparent" not in c for c in component_calls(log))
+                    seen = (hangs(model, *traced(tryon, picture, log), spans) for _ in range(TRIES))
+                    assert any(seen), f"Triton told of no {model}, but of {[span['name'] for span in spans]}"
