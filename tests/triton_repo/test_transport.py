@@ -140,11 +140,11 @@ def test_a_fresh_connection_that_is_closed_is_an_error_and_not_repeated() -> Non
 
 
 def test_the_deadline_covers_the_whole_reply() -> None:
-    with listening(answering(PARAMETERS, pause=0.02)) as url:
+    with listening(answering(PARAMETERS, pause=0.2)) as url:
         since = time.monotonic()
         with pytest.raises(TimeoutError):
             open_transport(url, 0.3).parameters("unet")
-        assert time.monotonic() - since < 0.6
+        assert time.monotonic() - since < 4  # the whole reply takes 9
 
 
 def test_a_truncated_reply_is_an_error() -> None:
