@@ -118,7 +118,7 @@ class SharedTensors:
         for place in filter(None, write.values()):
             place.buffer.poison()
         with translated(f"model {model!r} at {self._url}", self._deadline):
-            return self._transport.infer(model, inputs, read=read, write=write, timeout=_left(until, self._url))
+            return self._transport.infer(model, inputs, read=read, write=write, timeout=_left(until))
 
     def _place(self, array: Array, until: float) -> Place | None:
         """Where `array` lies already, or a copy of it; None for one that travels in the message."""
@@ -159,7 +159,7 @@ class ServerRegions:
     def register(self, region: Region, until: float) -> None:
         try:
             with translated(f"shared memory at {self._url}", self._deadline):
-                region.register(self._transport.regions, _left(until, self._url))
+                region.register(self._transport.regions, _left(until))
         except DeadlineExceeded:
             raise
         except ServerUnavailable as error:
@@ -175,7 +175,7 @@ class ServerRegions:
     def renew(self, wanted: Iterable[Region], until: float) -> bool:
         """Register those of `wanted` that the server does not know; whether there were any."""
         with translated(f"shared memory at {self._url}", self._deadline):
-            known = self._transport.regions.registered(self._kind, _left(until, self._url))
+            known = self._transport.regions.registered(self._kind, _left(until))
         missing = {region.name: region for region in wanted if region.name not in known}
         for region in missing.values():
             self.register(region, until)
@@ -184,7 +184,7 @@ class ServerRegions:
     def sweep(self, until: float) -> None:
         """Have the server forget regions of processes that ended without a word."""
         with translated(f"shared memory at {self._url}", self._deadline):
-            known = self._transport.regions.registered(self._kind, _left(until, self._url))
+            known = self._transport.regions.registered(self._kind, _left(until))
         for name in known:
             if name.startswith(regions.PREFIX) and not regions.in_use(name):
                 self._unregister(name, until)
@@ -192,7 +192,7 @@ class ServerRegions:
     def _unregister(self, name: str, until: float) -> bool:
         try:
             with translated(f"shared memory at {self._url}", self._deadline):
-                self._transport.regions.unregister(self._kind, name, _left(until, self._url))
+                self._transport.regions.unregister(self._kind, name, _left(until))
         except (ServerUnavailable, DeadlineExceeded):
             raise
         except ServerError:
@@ -207,8 +207,8 @@ class ServerRegions:
         )
 
 
-def _left(until: float, url: str) -> float:
-    """Seconds until then; raises `DeadlineExceeded` where there are none."""
+def _left(until: float) -> float:
+    """Seconds until then; raises `TimeoutError`, to be translated, where there are none."""
     if (seconds := until - time.monotonic()) <= 0:
-        raise DeadlineExceeded(f"{url} did not answer within the deadline; raise it, or see the server's load")
+        raise TimeoutError
     return seconds

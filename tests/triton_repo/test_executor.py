@@ -10,9 +10,9 @@ import signal
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ from parure.triton import TritonExecutor
 from parure.triton_transport import Transport, open_transport
 from parure_triton.server import EmbeddedServer
 
+Stopped = Callable[[int], AbstractContextManager[None]]
+
 
 def unet_inputs(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
@@ -56,15 +58,6 @@ def url(request: pytest.FixtureRequest, server: EmbeddedServer) -> str:
 def executor(url: str) -> Iterator[TritonExecutor]:
     with TritonExecutor(url, deadline=20) as opened:
         yield opened
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def stub_of(server: EmbeddedServer, model: str) -> int:
@@ -112,7 +105,7 @@ def test_arrays_that_are_not_contiguous_travel_right(executor: TritonExecutor, i
 
 
 def test_concurrent_requests_meet_in_a_batch_and_get_their_own_answers(
-    executor: TritonExecutor, server: EmbeddedServer, in_process: OnnxExecutor
+    executor: TritonExecutor, server: EmbeddedServer, in_process: OnnxExecutor, stopped: Stopped
 ) -> None:
     batches = [1, 1, 2, 1, 1, 2]
     before = executions(server, "unet")
