@@ -228,10 +228,12 @@ def one_memory(jobs: int, scratch: Path) -> None:
         def close(self) -> None:
             pass
 
-    connection = Connection(Answers(), SimpleNamespace(loop=loop), "0" * 64, 4)  # type: ignore[arg-type]
+    def connect(url: str) -> Connection:
+        return Connection(Answers(), SimpleNamespace(loop=loop), "0" * 64, 4)  # type: ignore[arg-type]
+
     file = write_jobs(scratch / "jobs", jobs, ornaments=100, side=32)
     plan = Plan(str(file), str(scratch / "out"), ("grpc://one:1", "grpc://two:1"), quiet=True)
-    summary = run_batch(plan, connect=lambda url: connection, check=lambda url: None, live=lambda url: True)
+    summary = run_batch(plan, connect=connect, check=lambda url: None, live=lambda url: True)
     assert summary.ok and summary.done == jobs, summary
     click.echo(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

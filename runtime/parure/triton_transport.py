@@ -7,9 +7,12 @@ and both bound a call by a deadline, which `tritonclient.http.InferenceServerCli
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -21,6 +24,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype  # type: ignore[import-untyped]
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HttpTimeout
 
@@ -94,7 +98,7 @@ class Transport(Protocol):
         """Whether a server answers at all."""
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls that are under way end with an error."""
 
 
 class HttpStatus(Exception):
@@ -187,13 +191,42 @@ class GrpcTransport:
         self._channel.close()
 
 
+class _HttpConnection(HTTPConnection):
+    """Known to its pool while it is open."""
+
+    def __init__(self, *given: Any, opened: weakref.WeakSet[HTTPConnection], lock: threading.Lock, **named: Any):
+        super().__init__(*given, **named)
+        with lock:
+            opened.add(self)
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    """Closing it also ends the exchanges that are under way, as closing a gRPC channel does."""
+
+    ConnectionCls = _HttpConnection
+
+    def __init__(self, host: str, port: int) -> None:
+        self._opened: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        named: dict[str, Any] = {"opened": self._opened, "lock": self._lock}  # for each connection
+        super().__init__(host, port, maxsize=_CONNECTIONS, retries=False, **named)
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            sockets = [connection.sock for connection in self._opened]
+        for each in filter(None, sockets):
+            with suppress(OSError):  # it has just ended
+                each.shutdown(socket.SHUT_RDWR)
+
+
 class HttpTransport:
     """Triton's HTTP protocol with binary tensors."""
 
     name = "triton-http"
 
     def __init__(self, host: str, port: int, deadline: float) -> None:
-        self._pool = urllib3.HTTPConnectionPool(host, port, maxsize=_CONNECTIONS, retries=False)
+        self._pool = _HttpPool(host, port)
         self._deadline = deadline
         self.regions: RegionApi = HttpRegions(
             lambda method, path, body, timeout: self._call(method, path, body, timeout=timeout)[1]

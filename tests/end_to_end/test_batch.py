@@ -13,6 +13,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 from PIL import Image
 
 import parure
+from parure.batch.batch import Plan, run_batch
 from parure.image import Pixels
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
@@ -325,6 +328,23 @@ def test_servers_restarted_in_turn_cost_no_job(times: int, fleet: Fleet, picture
         fleet.restart(turn % 2, lambda server: os.kill(server.pid, signal.SIGTERM))
     code, summary = batch.end()
     assert code == 0 and summary["done"] == count and summary["failed"] == 0, summary
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_freezes_costs_no_job_and_no_deadline(
+    scheme: str, fleet: Fleet, pictures: Path, stopped: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parure.batch.endpoint.SILENCE", 1.0)
+    monkeypatch.setattr("parure.batch.endpoint._PROBE_SECONDS", 2.0)
+    jobs, out = job_file(pictures, 100), pictures / "out"
+    urls = tuple(getattr(server.addresses, scheme) for server in fleet.servers)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as frozen:
+        batch = pool.submit(run_batch, Plan(str(jobs), str(out), urls, deadline=600.0, quiet=True))
+        while len(recorded(out)) < 20 and not batch.done():
+            time.sleep(0.01)
+        frozen.enter_context(stopped(fleet.servers[0].pid))
+        summary = batch.result(120)
+    assert summary.ok and summary.done == 100 and all(summary.endpoints.values())
 
 
 def test_two_batches_do_not_write_to_one_place(fleet: Fleet, pictures: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
@@ -145,6 +146,19 @@ def test_the_deadline_covers_the_whole_reply() -> None:
         with pytest.raises(TimeoutError):
             open_transport(url, 0.3).parameters("unet")
         assert time.monotonic() - since < 4  # the whole reply takes 9
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_closing_ends_the_calls_that_are_under_way(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        transport = open_transport(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", 300)
+        call = pool.submit(transport.parameters, "unet")
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(1)
+            assert not call.done()
+            transport.close()
+            assert isinstance(call.exception(30), grpc.RpcError if scheme == "grpc" else ProtocolError)
 
 
 def test_a_truncated_reply_is_an_error() -> None:

@@ -29,12 +29,11 @@ _TICK = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A job and the endpoint that is to make it, as it was when it was chosen."""
+    """A job, the endpoint that is to make it, and the connection that this had when it was chosen."""
 
     task: Task
     endpoint: Endpoint
     connection: Connection
-    generation: int
 
 
 class Dispatcher:
@@ -56,8 +55,8 @@ class Dispatcher:
         self._connect, self._check, self._live, self._stop, self._patience = connect, check, live, stop, patience
         self._order = order
         self._endpoints: dict[str, Endpoint] = {}
-        self._connections: list[Connection] = []
-        self._given_up: list[Connection] = []
+        self._connections: dict[Connection, Endpoint] = {}  # those that are open: in use, or with calls under way
+        self._manifest: Manifest | None = None
         self._identity: str | None = None
         self._outstanding = 0
         self._ended = False
@@ -67,7 +66,8 @@ class Dispatcher:
 
     @property
     def manifest(self) -> Manifest:
-        return self._connections[0].manifest
+        assert self._manifest is not None, "start comes first"
+        return self._manifest
 
     @property
     def identity(self) -> str:
@@ -92,6 +92,7 @@ class Dispatcher:
         for url, connection in zip(urls, found, strict=True):
             if isinstance(connection, Connection):
                 self._identity = self._identity or connection.identity
+                self._manifest = self._manifest or connection.manifest
                 check_same(connection.identity, self._identity, url)
         opened = [(url, one) for url, one in zip(urls, found, strict=True) if isinstance(one, Connection)]
         if not opened:
@@ -104,10 +105,11 @@ class Dispatcher:
 
     def add(self, urls: Iterable[str]) -> None:
         """Endpoints that were not known before; they are given work once they answer."""
-        for url in urls:
-            if url not in self._endpoints:
-                self._endpoints[url] = Endpoint(url)
-                self._eject(self._endpoints[url], "new")
+        with self._changed:
+            for url in urls:
+                if url not in self._endpoints:
+                    self._endpoints[url] = Endpoint(url)
+                    self._eject(self._endpoints[url], "new")
 
     def offer(self, task: Task) -> bool:
         """Take a job in, once there is room in the window; False where the batch is to stop."""
@@ -142,8 +144,7 @@ class Dispatcher:
     def release(self, assignment: Assignment, seconds_per_step: float | None = None) -> None:
         """The job has ended; with its pace where the endpoint made the picture."""
         with self._changed:
-            assignment.endpoint.load -= 1
-            assignment.endpoint.heard = time.monotonic()
+            self._leave(assignment)
             self._outstanding -= 1
             if seconds_per_step is not None:
                 assignment.endpoint.succeeded(seconds_per_step)
@@ -153,7 +154,7 @@ class Dispatcher:
     def put_back(self, assignment: Assignment, pause: float) -> None:
         """The job will be tried again, by whichever endpoint takes it, after `pause` seconds."""
         with self._changed:
-            assignment.endpoint.load -= 1
+            self._leave(assignment)
             self._tell()
         self._stop.wait(pause)
         with self._changed:
@@ -162,29 +163,35 @@ class Dispatcher:
             self._tell()
 
     def look(self) -> None:
-        """To be called now and then: an endpoint that holds work and says nothing is asked whether it lives."""
+        """To be called now and then. A server that holds work and says nothing is asked whether it lives; connections
+        that have been left are closed."""
         now = time.monotonic()
         with self._changed:
-            silent = [e for e in self._endpoints.values() if e.open and e.load and now - e.heard > e.patience]
-            for endpoint in silent:
-                endpoint.heard = now
-        for endpoint in silent:
-            threading.Thread(target=self._ask, args=(endpoint,), name=f"ask {endpoint.url}", daemon=True).start()
-
-    def gave_up(self, assignment: Assignment) -> bool:
-        """Whether the call was ended from here, because its server says nothing."""
-        return assignment.connection in self._given_up
+            silent = [
+                (connection, endpoint)
+                for connection, endpoint in self._connections.items()
+                if connection.calls and not connection.given_up and now - connection.heard > endpoint.patience
+            ]
+            for connection, _ in silent:
+                connection.heard = now
+            left = [c for c, endpoint in self._connections.items() if not c.calls and c is not endpoint.connection]
+            for connection in left:
+                del self._connections[connection]
+        for connection, endpoint in silent:
+            name = f"ask {endpoint.url}"
+            threading.Thread(target=self._ask, args=(connection, endpoint), name=name, daemon=True).start()
+        for connection in left:
+            connection.close()
 
     def suspect(self, assignment: Assignment, why: str) -> None:
         """A call failed, and perhaps not by the job's fault."""
         with self._changed:
-            if assignment.generation != assignment.endpoint.generation or not assignment.endpoint.open:
-                return
-        self._eject(assignment.endpoint, why)
+            if assignment.connection is assignment.endpoint.connection:  # else it is known, or was in an earlier life
+                self._eject(assignment.endpoint, why)
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.tryon.close()
+        for connection in list(self._connections):
+            connection.close()
 
     @property
     def _over(self) -> bool:
@@ -204,11 +211,19 @@ class Dispatcher:
         endpoint = min(free, key=lambda e: (e.fullness, e.done))
         task = self._order.take(endpoint.url)
         assert task is not None and endpoint.connection is not None
-        if not endpoint.load:
-            endpoint.heard = time.monotonic()
+        connection = endpoint.connection
+        if not connection.calls:
+            connection.heard = time.monotonic()
+        connection.calls += 1
         endpoint.load += 1
         self._outstanding += 1
-        return Assignment(task, endpoint, endpoint.connection, endpoint.generation)
+        return Assignment(task, endpoint, connection)
+
+    def _leave(self, assignment: Assignment) -> None:
+        """A call has ended, one way or another."""
+        assignment.connection.heard = time.monotonic()
+        assignment.connection.calls -= 1
+        assignment.endpoint.load -= 1
 
     def _check_patience(self) -> None:
         now = time.monotonic()
@@ -232,9 +247,8 @@ class Dispatcher:
 
     def _admit(self, endpoint: Endpoint, connection: Connection) -> None:
         with self._changed:
-            self._connections.append(connection)
+            self._connections[connection] = endpoint
             endpoint.connection = connection
-            endpoint.generation += 1
             endpoint.why, endpoint.paced = "", 0
             self._changed.notify_all()
 
@@ -261,24 +275,22 @@ class Dispatcher:
             try:
                 check_same(connection.identity, self.identity, endpoint.url)
             except BundleMismatch as error:
-                connection.tryon.close()
+                connection.close()
                 endpoint.why = str(error)
                 pause = LONGEST_PAUSE
                 continue
             self._admit(endpoint, connection)
             return
 
-    def _ask(self, endpoint: Endpoint) -> None:
+    def _ask(self, connection: Connection, endpoint: Endpoint) -> None:
         """Where a server is frozen, only giving its calls up lets their jobs go elsewhere before the deadline."""
-        connection, generation = endpoint.connection, endpoint.generation
         if self._live(endpoint.url):
             return
         with self._changed:
-            if connection is None or generation != endpoint.generation or not endpoint.open:
-                return
-            self._given_up.append(connection)
-        self._eject(endpoint, "it says nothing")
-        connection.tryon.close()
+            connection.given_up = True
+            if connection is endpoint.connection:
+                self._eject(endpoint, "it says nothing")
+        connection.close()
 
     def _eject_if_slow(self, endpoint: Endpoint) -> None:
         """One that is far behind the others holds up the end of the batch; it is out for a while, and tried anew."""

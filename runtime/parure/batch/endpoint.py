@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from parure.errors import BundleMismatch, ServerError
 from parure.health import probe
@@ -18,14 +20,28 @@ _PROBE_SECONDS = 10.0
 _PACE_WEIGHT = 0.2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Connection:
-    """A server that answers: `places` pictures may be on their way to it at once."""
+    """A server that answers: `places` pictures may be on their way to it at once.
+
+    `calls` and `heard` are guarded by the dispatcher's lock. Whoever opens something for this connection elsewhere
+    knows it by its `key`, and has it closed by a callback of `also`.
+    """
 
     tryon: TryOn
     manifest: Manifest
     identity: str
     places: int
+    calls: int = 0
+    heard: float = 0.0  # when it last answered, or began to hold work
+    given_up: bool = False  # its calls were ended from here, because its server says nothing
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    also: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """Ends the calls that are under way. May be called more than once."""
+        self.also.close()
+        self.tryon.close()
 
 
 Connect = Callable[[str], Connection]
@@ -65,17 +81,15 @@ def is_live(url: str) -> bool:
 
 @dataclass
 class Endpoint:
-    """Guarded by the dispatcher's lock. `generation` counts how often it came back: older failures say nothing new."""
+    """Guarded by the dispatcher's lock. `load` counts the calls of earlier connections, too: the server may be at them."""
 
     url: str
     connection: Connection | None = None
     load: int = 0
-    generation: int = 0
     done: int = 0
     why: str = ""
     pace: float = 0.0  # seconds of a step, recently
     paced: int = 0
-    heard: float = 0.0  # when it last answered, or began to hold work
 
     @property
     def open(self) -> bool:

@@ -208,7 +208,7 @@ class Runner:
         task = assignment.task
         if not isinstance(error, ServerBusy):
             self._dispatcher.suspect(assignment, str(error))
-        innocent = isinstance(error, ServerUnavailable | ModelUnavailable) or self._dispatcher.gave_up(assignment)
+        innocent = isinstance(error, ServerUnavailable | ModelUnavailable) or assignment.connection.given_up
         task.counted += not innocent
         if self._stop.asked:
             self._dispatcher.release(assignment)
@@ -222,7 +222,7 @@ class Runner:
         """A mistake in the code, unless it is only that the connection was closed meanwhile."""
         if self._stop.asked:
             self._dispatcher.release(assignment)
-        elif self._dispatcher.gave_up(assignment):
+        elif assignment.connection.given_up:
             self._dispatcher.put_back(assignment, 0.0)
         else:
             reason = f"an error in parure: {type(error).__name__}: {error}"

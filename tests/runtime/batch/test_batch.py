@@ -166,24 +166,28 @@ def test_a_slow_endpoint_is_ejected_and_the_others_do_its_work(pictures: Path, h
     assert summary.ok and len(slow.asked) <= 16
 
 
-def test_a_frozen_endpoint_is_given_up_long_before_the_deadline(
-    pictures: Path, helpers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seen", ["by its silence", "by a call that fails"])
+def test_the_calls_of_a_frozen_endpoint_are_given_up_long_before_the_deadline(
+    seen: str, pictures: Path, helpers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parure.batch.endpoint.SILENCE", 0.1)
-    frozen = threading.Event()
+    frozen, closed, both = threading.Event(), threading.Event(), threading.Barrier(2)
 
     def freeze(server: Any, asked: Any) -> None:
         time.sleep(0.005)
-        if server is one and len(one.asked) >= 10 and not closed.is_set():
-            frozen.set()
-            one.alive = False
-            closed.wait(60)
-            raise ServerError("CANCELLED")
+        if server is two or len(one.asked) < 10 or closed.is_set():
+            return
+        second = both.wait(10)
+        one.alive = False
+        if second and seen == "by a call that fails":
+            raise ServerUnavailable("reset")  # so it is out, while the first call waits
+        frozen.set()
+        assert closed.wait(60)
+        raise ServerError("CANCELLED")
 
-    closed = threading.Event()
     one, two = helpers.FakeServer(freeze, close=closed.set), helpers.FakeServer(freeze)
     summary = helpers.Servers(one=one, two=two).run(hundred(helpers, pictures, 100), pictures / "out", attempts=1)
-    assert summary.ok and summary.retried == 0 and frozen.is_set() and summary.seconds < 30
+    assert summary.ok and summary.done == 100 and frozen.is_set() and summary.seconds < 30
 
 
 def test_without_any_endpoint_the_batch_gives_up_and_nothing_is_failed(
