@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,22 @@ pytestmark = pytest.mark.xdist_group("batch")
 
 
 @pytest.fixture(scope="module")
-def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def models(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("pytriton", reason="needs the Triton server of the nvidia-pytriton wheel")
-    models = tmp_path_factory.mktemp("ray") / "models"
-    write_repository(tiny_bundle, models, options=RepositoryOptions.of(at_work=4, waiting=4, threads=1))
+    folder = tmp_path_factory.mktemp("ray") / "models"
+    write_repository(tiny_bundle, folder, options=RepositoryOptions.of(at_work=4, waiting=4, threads=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(models) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.fixture
+def second(models: Path) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(models) as running:
         running.wait_ready()
         yield running
@@ -44,16 +58,31 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
+ROW = {"photo": "photo.png", "ornament": "ornament.png", "box": [30, 40, 70, 75], "steps": 2}
+
+
+def job_file(folder: Path, photo: Pixels, ornament: Pixels, count: int, *more: Any) -> Path:
+    """Rows that differ in their seeds, and `more`."""
+    Image.fromarray(photo).save(folder / "photo.png")
+    Image.fromarray(ornament).save(folder / "ornament.png")
+    rows = [*({**ROW, "seed": i} for i in range(count)), *more]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "jobs.jsonl"
+
+
+def wait_for(out: Path, count: int) -> None:
+    """Until the ledger has so many lines."""
+    until = time.monotonic() + 60
+    while not (out / "ledger.jsonl").exists() or (out / "ledger.jsonl").read_bytes().count(b"\n") < count:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_ray_cluster_makes_resumes_and_rejects_as_this_process_does(
     cluster: Any, server: EmbeddedServer, photo: Pixels, ornament: Pixels, tmp_path: Path
 ) -> None:
-    Image.fromarray(photo).save(tmp_path / "photo.png")
-    Image.fromarray(ornament).save(tmp_path / "ornament.png")
-    row = {"photo": "photo.png", "ornament": "ornament.png", "box": [30, 40, 70, 75], "steps": 2}
-    rows: list[Any] = [row | {"seed": i} for i in range(20)]
-    rows += [row | {"seed": 3}, row | {"photo": "missing.png"}, row | {"box": [90, 40, 300, 75]}]
-    jobs = tmp_path / "jobs.jsonl"
-    jobs.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    wrong = [{**ROW, "photo": "missing.png"}, {**ROW, "box": [90, 40, 300, 75]}]
+    jobs = job_file(tmp_path, photo, ornament, 20, {**ROW, "seed": 3}, *wrong)
     tables = {}
     for engine in ("ray", "local"):
         out = tmp_path / engine
@@ -72,16 +101,11 @@ def test_a_ray_cluster_makes_resumes_and_rejects_as_this_process_does(
 def test_a_worker_that_is_lost_costs_no_job(
     cluster: Any, server: EmbeddedServer, photo: Pixels, ornament: Pixels, tmp_path: Path
 ) -> None:
-    Image.fromarray(photo).save(tmp_path / "photo.png")
-    Image.fromarray(ornament).save(tmp_path / "ornament.png")
-    row = {"photo": "photo.png", "ornament": "ornament.png", "box": [30, 40, 70, 75], "steps": 2}
-    jobs, out = tmp_path / "jobs.jsonl", tmp_path / "out"
-    jobs.write_text("".join(json.dumps(row | {"seed": i}) + "\n" for i in range(80)))
+    jobs, out = job_file(tmp_path, photo, ornament, 80), tmp_path / "out"
     killed = []
 
     def kill() -> None:
-        while not (out / "ledger.jsonl").exists() or (out / "ledger.jsonl").read_bytes().count(b"\n") < 10:
-            time.sleep(0.01)
+        wait_for(out, 10)
         ours = psutil.Process().children(recursive=True)
         worker = next(process for process in ours if process.cmdline()[:1] and "ray::Worker" in process.cmdline()[0])
         worker.kill()
@@ -93,3 +117,25 @@ def test_a_worker_that_is_lost_costs_no_job(
     thread.join(5)
     assert killed and summary.ok and summary.done == 80
     assert len(list((out / "pictures").iterdir())) == 80
+
+
+def test_a_server_that_freezes_costs_no_job_and_no_deadline(
+    cluster: Any,
+    server: EmbeddedServer,
+    second: EmbeddedServer,
+    photo: Pixels,
+    ornament: Pixels,
+    tmp_path: Path,
+    stopped: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parure.batch.endpoint.SILENCE", 1.0)
+    monkeypatch.setattr("parure.batch.endpoint._PROBE_SECONDS", 2.0)
+    jobs, out = job_file(tmp_path, photo, ornament, 80), tmp_path / "out"
+    urls = (server.addresses.grpc, second.addresses.grpc)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as frozen:
+        batch = pool.submit(run_batch, Plan(str(jobs), str(out), urls, engine="ray", deadline=600.0, quiet=True))
+        wait_for(out, 20)
+        frozen.enter_context(stopped(second.pid))
+        summary = batch.result(120)
+    assert summary.ok and summary.done == 80 and all(summary.endpoints.values())
