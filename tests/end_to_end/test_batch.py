@@ -69,7 +69,7 @@ class Fleet:
         other = rf'^parure_pictures_total{{[^}}]*outcome="{outcome}"[^}}]*model="tryon"[^}}]*}} (\S+)$'
         count = 0.0
         for server in self.servers:
-            text = urllib.request.urlopen(server.addresses.metrics, timeout=5).read().decode()
+            text = urllib.request.urlopen(server.addresses.metrics, timeout=30).read().decode()
             found = re.search(wanted, text, re.MULTILINE) or re.search(other, text, re.MULTILINE)
             assert found
             count += float(found[1])
@@ -409,7 +409,7 @@ def test_an_endpoint_with_a_dead_stub_is_ejected_though_it_says_that_it_is_healt
     stub_of(fleet.servers[0], model).kill()
     code, summary = batch.end()
     url = f"http://{fleet.servers[0].addresses.http.removeprefix('http://')}/v2/health/ready"
-    assert urllib.request.urlopen(url, timeout=5).status == 200
+    assert urllib.request.urlopen(url, timeout=30).status == 200
     assert code == 0 and summary["done"] == 60 and summary["failed"] == 0
     assert sum(row["attempts"] - 1 for row in table(out)) <= 3
     if model == "unet":  # the other one comes last, and nobody needs the server any more

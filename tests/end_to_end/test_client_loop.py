@@ -163,6 +163,6 @@ def test_a_server_that_is_locked_down_is_served_open_by_the_option_that_the_erro
         run = [sys.executable, "-m", "parure", "run", url, *pictures, "--shared-memory"]
         done = subprocess.run(run, capture_output=True, text=True, timeout=120)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         assert done.returncode == expected, done.stderr
         assert expected == 0 or "parure serve --client-shared-memory" in " ".join(done.stderr.split())

@@ -66,7 +66,7 @@ def stub(server: EmbeddedServer) -> Iterator[Any]:
 
 def metric(server: EmbeddedServer, name: str, **labels: str) -> float:
     """The value of the first line of the metrics that has these labels."""
-    with urllib.request.urlopen(server.addresses.metrics, timeout=5) as reply:
+    with urllib.request.urlopen(server.addresses.metrics, timeout=30) as reply:
         lines = reply.read().decode().splitlines()
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     found = [line for line in lines if re.match(rf"{name}[{{ ]", line) and all(w in line for w in wanted)]
@@ -74,7 +74,7 @@ def metric(server: EmbeddedServer, name: str, **labels: str) -> float:
     return float(found[0].rsplit(" ", 1)[1])
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come to pass"
@@ -258,7 +258,7 @@ def test_ctrl_c_at_the_client_stops_the_loop_on_the_server(
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE) as process:
         eventually(lambda: metric(server, "parure_steps_total", model="tryon") > steps + 3, 30)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     eventually(lambda: metric(server, "parure_pictures_total", model="tryon", outcome="cancelled") == cancelled + 1)
 
 
@@ -371,12 +371,12 @@ def test_a_malformed_request_is_invalid_argument_naming_the_field(
     changes, words = WRONG[case]
     message = request(photo, ornament, model, changes)
     if model == "tryon":
-        (reply,) = stub.ModelStreamInfer(iter([message]), timeout=10)
+        (reply,) = stub.ModelStreamInfer(iter([message]), timeout=60)
         assert words in reply.error_message
         assert reply.error_message.startswith("INVALID_ARGUMENT: ") or case in REFUSED_BY_TRITON
         return
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(message, timeout=10)
+        stub.ModelInfer(message, timeout=60)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, caught.value.details()
     assert words in caught.value.details()
 
@@ -384,7 +384,7 @@ def test_a_malformed_request_is_invalid_argument_naming_the_field(
 def test_an_oversize_picture_is_invalid_argument(stub: Any, ornament: Pixels) -> None:
     huge = request(np.zeros((8, 16_400, 3), np.uint8), ornament, "tryon_unary")
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(huge, timeout=10)
+        stub.ModelInfer(huge, timeout=60)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "16400 x 8" in caught.value.details()
 
 
@@ -394,11 +394,11 @@ def test_garbage_where_a_word_should_be_is_refused(model: str, stub: Any, photo:
     for content in (b"\xff\xff\xff\x7fddim", b"dd", b"\x02\x00\x00\x00\xff\xfe"):
         message.raw_input_contents[-1] = content
         if model == "tryon":
-            (reply,) = stub.ModelStreamInfer(iter([message]), timeout=10)
+            (reply,) = stub.ModelStreamInfer(iter([message]), timeout=60)
             assert "solver" in reply.error_message
             continue
         with pytest.raises(grpc.RpcError) as caught:
-            stub.ModelInfer(message, timeout=10)
+            stub.ModelInfer(message, timeout=60)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "solver" in caught.value.details()
 
 

@@ -50,7 +50,7 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
 
 def metrics(server: EmbeddedServer) -> dict[str, float]:
     """Name and labels -> value, as Prometheus would read them."""
-    with urllib.request.urlopen(server.addresses.metrics, timeout=5) as reply:
+    with urllib.request.urlopen(server.addresses.metrics, timeout=30) as reply:
         lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
@@ -163,7 +163,7 @@ def test_a_dead_stub_makes_its_model_unready_though_triton_says_ready(
             tryon(photo, ornament, BOX, steps=1)
         assert type(refused.value) is ServerError
         for path in ("/v2/health/ready", f"/v2/models/{model}/ready"):
-            assert urllib.request.urlopen(server.addresses.http + path, timeout=5).status == 200
+            assert urllib.request.urlopen(server.addresses.http + path, timeout=30).status == 200
         findings = {finding.subject: finding for finding in probe(server.addresses.grpc, 10)}
         assert findings[model].passed is False and "unready" in findings[model].found
         assert all(f.passed for name, f in findings.items() if name != model), findings

@@ -23,7 +23,7 @@ def test_items_keep_their_order_and_one_at_most_is_made_ahead() -> None:
     with closing(ahead(items())) as those:
         for expected, k in enumerate(those):
             assert k == expected
-            assert k == 5 or made[k + 1].wait(5), "nothing was made while this item was in use"
+            assert k == 5 or made[k + 1].wait(60), "nothing was made while this item was in use"
             assert not any(event.is_set() for event in made[k + 2 :])
 
 
@@ -55,5 +55,5 @@ def test_closing_early_waits_for_what_is_being_made_and_ends_the_thread() -> Non
 
     before = set(threading.enumerate())
     with closing(ahead(items())) as those:
-        assert next(those) == 0 and busy.wait(5)
-    assert set(threading.enumerate()) == before
+        assert next(those) == 0 and busy.wait(60)
+    assert set(threading.enumerate()) <= before

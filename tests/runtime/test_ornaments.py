@@ -48,13 +48,13 @@ def test_of_many_at_once_one_computes() -> None:
 
     def compute() -> Ornament:
         computed.append(1)
-        begin.wait(5)
+        begin.wait(60)
         return ornament(3)
 
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(cache.get, "a", compute) for _ in range(8)]
         begin.set()
-        given = {id(future.result(5)) for future in futures}
+        given = {id(future.result(60)) for future in futures}
     assert len(computed) == 1 == len(given)
     assert (cache.hits, cache.misses) == (7, 1)
 
@@ -63,7 +63,7 @@ def test_one_that_fails_fails_alone_and_another_computes() -> None:
     cache, failing = OrnamentCache(), threading.Event()
 
     def fail() -> Ornament:
-        failing.wait(5)
+        failing.wait(60)
         raise RuntimeError("cancelled")
 
     with ThreadPoolExecutor(2) as pool:
@@ -73,8 +73,8 @@ def test_one_that_fails_fails_alone_and_another_computes() -> None:
         second = pool.submit(cache.get, "a", lambda: ornament(2))
         failing.set()
         with pytest.raises(RuntimeError, match="cancelled"):
-            first.result(5)
-        assert second.result(5).tokens[0, 0] == 2
+            first.result(60)
+        assert second.result(60).tokens[0, 0] == 2
 
 
 def test_the_key_is_the_content_and_the_bundle() -> None:

@@ -68,7 +68,7 @@ def stub_of(server: EmbeddedServer, model: str) -> int:
 
 
 def executions(server: EmbeddedServer, model: str) -> int:
-    text = urllib.request.urlopen(server.addresses.metrics, timeout=5).read().decode()
+    text = urllib.request.urlopen(server.addresses.metrics, timeout=30).read().decode()
     found = re.search(rf'nv_inference_exec_count{{model="{model}",version="1"}} (\d+)', text)
     return int(found.group(1)) if found else 0
 

@@ -89,7 +89,7 @@ def http_status(server: EmbeddedServer, path: str, body: object, headers: dict[s
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{server.addresses.http}/v2/{path}", data=data, headers=headers)
     try:
-        return int(urllib.request.urlopen(request, timeout=5).status)
+        return int(urllib.request.urlopen(request, timeout=30).status)
     except urllib.error.HTTPError as error:
         return error.code
 

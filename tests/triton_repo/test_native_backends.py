@@ -56,7 +56,7 @@ def flags_of(bundle: Path, models: object, options: RepositoryOptions) -> list[s
 def status(port: int, path: str, key: str | None = None) -> int:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/{path}", headers={ADMIN_HEADER: key} if key else {})
     try:
-        return int(urllib.request.urlopen(request, timeout=5).status)
+        return int(urllib.request.urlopen(request, timeout=30).status)
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -122,7 +122,7 @@ def test_what_the_autoscaler_reads_is_what_triton_tells(bundle: Path, native_ser
     with native_server(tmp_path / "models", "python", "", flags_of(bundle, models, options)) as ports:
         with TritonExecutor(f"grpc://127.0.0.1:{ports['grpc']}", deadline=20) as executor:
             executor.run("mask_head", {"features": np.ones((1, 16), np.float16)})
-        told = urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=5).read().decode()
+        told = urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=30).read().decode()
     assert len(named) == 2
     for name in named:
         assert re.search(rf'^{name}{{model="mask_head",version="1"}} \d+$', told, re.MULTILINE)

@@ -173,7 +173,7 @@ def run_serve(repository: Path) -> tuple[subprocess.Popen[str], int, str, Path]:
 def test_serve_ends_cleanly_on_a_signal(repository: Path, number: signal.Signals) -> None:
     process, group, prefix, folder = run_serve(repository)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=15)
+    output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "returned\n")
     assert not living(group) and not regions(prefix) and not folder.exists()
 
@@ -186,7 +186,7 @@ def test_a_second_signal_ends_a_server_that_hangs_at_once(repository: Path) -> N
     assert process.poll() is None
     since = time.monotonic()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
+    output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "returned\n")
     assert time.monotonic() - since < DRAIN_SECONDS
     assert not living(group) and not regions(prefix) and not folder.exists()

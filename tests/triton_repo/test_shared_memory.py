@@ -197,7 +197,7 @@ def test_a_server_that_was_restarted_gets_its_regions_again(
     with EmbeddedServer(repository, client_shared_memory=True, **ports) as server, executor:
         server.wait_ready(60)
         assert not known_to(server)
-        for attempt in stamina.retry_context(on=ServerUnavailable, timeout=20):  # gRPC waits before it reconnects
+        for attempt in stamina.retry_context(on=ServerUnavailable, timeout=60):  # gRPC waits before it reconnects
             with attempt:
                 again = executor.run("unet", unet_inputs(1) | {"latents": noise})["noise"]
         expected = in_process.run("unet", unet_inputs(1) | {"latents": noise.copy()})["noise"]
@@ -216,7 +216,7 @@ def test_a_server_that_does_not_take_shared_memory_says_what_to_do(scheme: str, 
 @pytest.mark.parametrize("path", ["repository/models/unet/unload", "repository/index", "models/unet/trace/setting"])
 def test_a_server_that_takes_shared_memory_stays_closed_otherwise(path: str, sharing: EmbeddedServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{sharing.addresses.http}/v2/{path}", data=b"{}", timeout=5)
+        urllib.request.urlopen(f"{sharing.addresses.http}/v2/{path}", data=b"{}", timeout=30)
     assert refused.value.code == 403
 
 
@@ -235,7 +235,7 @@ def test_a_limit_below_one_tensor_is_refused(sharing: EmbeddedServer) -> None:
 def test_a_region_of_a_call_that_ran_out_of_time_is_not_used_before_the_server_has_let_go_of_it(
     scheme: str, misbehaving: EmbeddedServer
 ) -> None:
-    with TritonExecutor(getattr(misbehaving.addresses, scheme), deadline=0.7, shared_memory=ALL) as executor:
+    with TritonExecutor(getattr(misbehaving.addresses, scheme), deadline=1.5, shared_memory=ALL) as executor:
         inputs = unet_inputs(1)
         slow = inputs | {"timestep": np.full(1, SLOW, np.float32)}
         inputs["timestep"][:] = 0
@@ -245,7 +245,7 @@ def test_a_region_of_a_call_that_ran_out_of_time_is_not_used_before_the_server_h
         assert executor._shared is not None
         doubtful = [region.name for region in executor._shared._pool._doubtful]
         assert len(doubtful) == 1 and doubtful[0] in known_to(misbehaving) and not in_use(doubtful[0])
-        time.sleep(1.5)  # the model answers, into a region that nobody reads
+        time.sleep(2)  # the model answers, into a region that nobody reads
         for seed in range(3):
             inputs["latents"] = unet_inputs(1, seed)["latents"]
             assert np.array_equal(executor.run("unet", inputs)["noise"], inputs["latents"])
@@ -311,7 +311,7 @@ def test_regions_are_released_however_a_client_ends(end: str, scheme: str, shari
         time.sleep(0.3)
         assert any(name.startswith(left) for name in known_to(sharing))
         client.send_signal(signal.SIGINT if end == "interrupt" else signal.SIGKILL)
-    _, said = client.communicate(timeout=20)
+    _, said = client.communicate(timeout=60)
     expected = {"return": 0, "fork": 0, "exception": 1, "interrupt": -signal.SIGINT, "kill": -signal.SIGKILL}
     assert client.returncode == expected[end], said
     if end == "kill":  # nobody could tidy up: the next client does

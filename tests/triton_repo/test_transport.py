@@ -99,7 +99,7 @@ def listening(*talks: Talk) -> Iterator[str]:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(5)
+        thread.join(60)
 
 
 def answering(*replies: bytes, pause: float = 0) -> Talk:

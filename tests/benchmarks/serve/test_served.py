@@ -124,10 +124,10 @@ def test_without_metrics_the_run_goes_on_and_the_record_says_what_is_missing(
 
 def test_statistics_are_open_to_who_has_the_key_that_was_given(server: EmbeddedServer) -> None:
     url = f"{server.addresses.http}/v2/models/unet/stats"
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "sesame"}), timeout=5) as reply:
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "sesame"}), timeout=30) as reply:
         assert reply.status == 200
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "open"}), timeout=5)
+        urllib.request.urlopen(urllib.request.Request(url, headers={"parure": "open"}), timeout=30)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def table(out: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda each: each["row"])
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not come to pass"

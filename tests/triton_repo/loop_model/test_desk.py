@@ -22,7 +22,7 @@ class Work:
     def work(self) -> None:
         self.begun.set()
         if not self.is_gone:
-            self.begin.wait(10)
+            self.begin.wait(60)
         self.order.append(self.name)
         self.done.set()
 
@@ -40,7 +40,7 @@ def test_jobs_run_in_order_within_the_bound_and_the_next_is_refused() -> None:
     with pytest.raises(Full):
         desk.take(Work(begin, order, "d"))
     begin.set()
-    assert all(job.done.wait(5) for job in jobs)
+    assert all(job.done.wait(60) for job in jobs)
     desk.close()
     assert order == ["a", "b", "c"]
     assert max(at_work for at_work, _ in told) == 1 and max(waiting for _, waiting in told) == 2
@@ -52,12 +52,12 @@ def test_a_waiting_job_whose_caller_is_gone_makes_room() -> None:
     begin, order = threading.Event(), list[str]()
     first, second, third = (Work(begin, order, name) for name in "abc")
     desk.take(first)
-    assert first.begun.wait(5)
+    assert first.begun.wait(60)
     desk.take(second)
     second.is_gone = True
     desk.take(third)
     assert order == ["b"]  # it was answered
     begin.set()
-    assert third.done.wait(5)
+    assert third.done.wait(60)
     desk.close()
     assert order == ["b", "a", "c"]

@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 RIGHT, FEWER, EMPTY, MISSING, HALVED, MORE, NAN, INFINITE, REFUSED, SLOW, ASKED = range(11)
-SLOW_SECONDS = 1.5
+SLOW_SECONDS = 3.0
 
 
 class TritonPythonModel:

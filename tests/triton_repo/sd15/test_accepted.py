@@ -48,7 +48,7 @@ def test_the_core_accepts_the_tensorrt_repository(
     newer = {flag.partition("=")[0] for flag in container_only(1, 1)}
     flags = [flag for flag in facts.flags("key") if flag.partition("=")[0] not in newer]
     with native_server(tmp_path / "models", "tensorrt", PLANS, flags) as ports:
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{ports['http']}/v2/models/unet/config", timeout=5).read()
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{ports['http']}/v2/models/unet/config", timeout=30).read()
     config = json.loads(answer)
     assert config["backend"] == "tensorrt" and config["version_policy"]["specific"]["versions"] == [1]
     assert [spec["batch_size"] for spec in config["optimization"]["cuda"]["graph_spec"]] == [1, 4, 8]
