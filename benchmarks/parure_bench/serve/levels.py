@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -48,29 +49,50 @@ class Curve:
 Counts = Callable[[], Counters | None]
 
 
-def measured(curve: Curve, ask: Ask, alive: Alive, extent: Extent, counts: Counts) -> Iterator[Series]:
-    """Every level of `curve`, then its knees; ends early with `ServerUnavailable` where the server dies."""
-    points: dict[Arrivals, list[Point]] = {"concurrency": [], "rate": []}
-    unloaded: float | None = None
+@dataclass
+class Contender:
+    """A curve that is being measured: `ready` is called before each level, and `points` are those so far."""
+
+    curve: Curve
+    ask: Ask
+    ready: Callable[[], None] = lambda: None
+    points: dict[Arrivals, list[Point]] = field(default_factory=lambda: {"concurrency": [], "rate": []})
+
+    def rates(self, extent: Extent) -> list[float]:
+        return sorted(_shares(self.points["concurrency"]) if extent.rates is None else extent.rates)
+
+
+def measured(contenders: Sequence[Contender], alive: Alive, extent: Extent, counts: Counts) -> Iterator[Series]:
+    """Every level, then the knees. Ends early with `ServerUnavailable` where the server dies.
+
+    Each level is measured for all contenders before the next one: the drift of a machine meets all of them.
+    """
     for concurrency in sorted(extent.concurrencies):
-        earlier = counts()
-        taken = closed_loop(ask, concurrency, extent.seconds, alive)
-        series = level(curve, "concurrency", concurrency, taken, _difference(counts, earlier, taken))
-        yield series
-        _check_alive(taken)
-        points["concurrency"].append(_point(concurrency, series))
-        unloaded = unloaded or points["concurrency"][0].p50
-    rates = extent.rates if extent.rates is not None else _rates(points["concurrency"])
-    for index, rate in enumerate(sorted(rates)):
-        earlier = counts()
+        for one in contenders:
+            take = partial(closed_loop, one.ask, concurrency, extent.seconds, alive)
+            yield from _measured(one, "concurrency", concurrency, take, counts, {})
+    rates = [one.rates(extent) for one in contenders]
+    for index in range(max(map(len, rates), default=0)):
         schedule = {"schedule_seconds": extent.seconds, "schedule_seed": float(extent.seed + index)}
-        taken = open_loop(ask, scheduled(rate, schedule), alive)
-        series = level(curve, "rate", rate, taken, _difference(counts, earlier, taken) | schedule)
-        yield series
-        _check_alive(taken)
-        points["rate"].append(_point(rate, series))
-        unloaded = unloaded or points["rate"][0].p50
-    yield from _knees(curve, points, unloaded or 0.0)
+        for one, offered in zip(contenders, rates, strict=True):
+            if index < len(offered):
+                take = partial(open_loop, one.ask, scheduled(offered[index], schedule), alive)
+                yield from _measured(one, "rate", offered[index], take, counts, schedule)
+    for one in contenders:
+        yield from _knees(one)
+
+
+def _measured(
+    one: Contender, by: Arrivals, load: float, take: Callable[[], Taken], counts: Counts, more: Mapping[str, float]
+) -> Iterator[Series]:
+    one.ready()
+    earlier = counts()
+    taken = take()
+    series = level(one.curve, by, load, taken, {**_difference(counts, earlier, taken), **more})
+    yield series
+    if taken.died is not None:
+        raise ServerUnavailable(f"the server died in mid-run: {taken.died}")
+    one.points[by].append(_point(load, series))
 
 
 def scheduled(rate: float, figures: Mapping[str, float]) -> tuple[float, ...]:
@@ -154,20 +176,21 @@ def _point(load: float, series: Series) -> Point:
     )  # fmt: skip
 
 
-def _rates(points: Sequence[Point]) -> tuple[float, ...]:
+def _shares(points: Sequence[Point]) -> tuple[float, ...]:
     best = max((point.throughput for point in points), default=0.0)
     return tuple(float(f"{share * best:.3g}") for share in SHARES if best > 0)
 
 
-def _knees(curve: Curve, points: Mapping[Arrivals, Sequence[Point]], unloaded: float) -> Iterator[Series]:
+def _knees(one: Contender) -> Iterator[Series]:
+    unloaded = next((point.p50 for by in one.points.values() for point in by), 0.0)
     found: dict[Arrivals, Point | None] = {
-        "concurrency": concurrency_knee(points["concurrency"]),
-        "rate": rate_knee(points["rate"], unloaded),
+        "concurrency": concurrency_knee(one.points["concurrency"]),
+        "rate": rate_knee(one.points["rate"], unloaded),
     }
     for by, knee in found.items():
         if knee is not None:
             figures = {"load": knee.load, "throughput": knee.throughput, "p50": knee.p50, "p99": knee.p99}
-            yield Series(name=KNEE, labels={**curve.labels, "by": by}, unit="", figures=figures)
+            yield Series(name=KNEE, labels={**one.curve.labels, "by": by}, unit="", figures=figures)
 
 
 def rules() -> tuple[str, ...]:
@@ -180,8 +203,3 @@ def _difference(counts: Counts, earlier: Counters | None, taken: Taken) -> dict[
         return {}
     later = counts()
     return {} if later is None else (later - earlier).figures()
-
-
-def _check_alive(taken: Taken) -> None:
-    if taken.died is not None:
-        raise ServerUnavailable(f"the server died in mid-run: {taken.died}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 from parure.errors import ServerUnavailable
 from parure.tryon import TryOn, Where, open_tryon
@@ -10,7 +11,7 @@ from parure_bench.record import Series
 from parure_bench.recording import Run
 from parure_bench.serve.counters import Counters, read_counters
 from parure_bench.serve.inputs import Asker, Case
-from parure_bench.serve.levels import Cache, Counts, Curve, Extent, measured, rules
+from parure_bench.serve.levels import Cache, Contender, Counts, Curve, Extent, measured, rules
 from parure_bench.serve.settings import server_settings
 
 Say = Callable[[str], None]
@@ -24,14 +25,20 @@ def serve_series(
     run.series += server_settings(url, tryon.manifest, deadline)
     run.notes += rules()
     counts = _counts(run, metrics)
-    for curve in curves:
-        say(f"{curve.loop} loop, {curve.cache} ornaments: warming up")
-        with open_tryon(url, deadline=deadline, loop=curve.loop, allow_wire_features=allow_wire_features) as opened:
-            ask = Asker(opened, given, steps, ornaments, cold=curve.cache == "cold")
+    any_cold = any(curve.cache == "cold" for curve in curves)
+    contenders: list[Contender] = []
+    with ExitStack() as stack:
+        for curve in curves:
+            say(f"{curve.loop} loop, {curve.cache} ornaments: warming up")
+            opened = open_tryon(url, deadline=deadline, loop=curve.loop, allow_wire_features=allow_wire_features)
+            ask = Asker(stack.enter_context(opened), given, steps, ornaments, cold=curve.cache == "cold")
             ask.warm()
-            for series in measured(curve, ask, lambda: _alive(url), extent, counts):
-                run.series.append(series)
-                yield series
+            contenders.append(Contender(curve, ask))
+            if any_cold and curve.cache == "warm":  # what is cold meanwhile may have taken its place in a cache
+                contenders[-1].ready = ask.warm
+        for series in measured(contenders, lambda: _alive(url), extent, counts):
+            run.series.append(series)
+            yield series
 
 
 def curves_of(loops: Sequence[Where], caches: Sequence[Cache]) -> list[Curve]:

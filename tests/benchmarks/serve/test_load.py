@@ -9,7 +9,7 @@ import pytest
 
 from parure.errors import DeadlineExceeded, ServerUnavailable
 from parure.wire import Timings, Wire
-from parure_bench.serve.levels import Curve, Extent, level, measured
+from parure_bench.serve.levels import Contender, Curve, Extent, level, measured
 from parure_bench.serve.load import closed_loop, open_loop
 
 CURVE = Curve("server", "warm")
@@ -74,7 +74,7 @@ def test_a_server_that_dies_ends_the_run_and_what_was_measured_is_kept() -> None
 
     levels = []
     with pytest.raises(ServerUnavailable, match="died in mid-run: gone"):
-        for series in measured(CURVE, ask, lambda: False, Extent((1, 2), (1.0,), 30.0, 0), lambda: None):
+        for series in measured([Contender(CURVE, ask)], lambda: False, Extent((1, 2), (1.0,), 30.0, 0), lambda: None):
             levels.append(series)
     assert len(levels) == 1 and len(levels[0].samples) == 5
     assert levels[0].figures["complete"] == 0 and levels[0].figures["errors.ServerUnavailable"] == 3
@@ -94,7 +94,25 @@ def test_without_rates_shares_of_the_highest_throughput_are_offered() -> None:
     extent = Extent((1,), None, 0.05, 0)
     rates = [
         s.labels["rate"]
-        for s in measured(CURVE, lambda n: answered(0.005), lambda: True, extent, lambda: None)
+        for s in measured([Contender(CURVE, lambda n: answered(0.005))], lambda: True, extent, lambda: None)
         if "rate" in s.labels
     ]
     assert len(rates) == 7 and rates == sorted(rates) and 100 < rates[-1] / 1.15 < 201
+
+
+def test_each_level_is_measured_for_all_curves_before_the_next_one() -> None:
+    done: list[str] = []
+    curves = [Curve("server", "warm"), Curve("client", "warm")]
+    contenders = [
+        Contender(curve, lambda n, loop=curve.loop: done.append(loop) or answered(0.005), lambda: done.append("ready"))  # type: ignore[misc, func-returns-value]
+        for curve in curves
+    ]
+    series = list(measured(contenders, lambda: True, Extent((2, 1), (50.0, 20.0), 0.1, 0), lambda: None))
+    order = [(s.labels["loop"], s.labels.get("concurrency", s.labels.get("rate"))) for s in series if s.samples]
+    assert order == [(loop, load) for load in (1, 2, 20.0, 50.0) for loop in ("server", "client")]
+    changes = [name for name, before in zip(done, ["", *done], strict=False) if name != before]
+    assert changes == ["ready", "server", "ready", "client"] * 4
+    assert [s.labels["loop"] for s in series if s.name == "knee" and s.labels["by"] == "concurrency"] == [
+        "server",
+        "client",
+    ]

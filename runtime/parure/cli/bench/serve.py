@@ -72,7 +72,7 @@ def command(
     chosen = curves_of(loops or ("server",), caches or ("warm",))  # type: ignore[arg-type]
     extent = Extent(concurrency, offered, seconds, seed)
     console = Console(stderr=True)
-    table = Table("loop", "ornaments", "load", "requests", "throughput /s", "p50 s", "p99 s", "U-Net batch", "failed")
+    found: list[Series] = []
     with open_tryon(url, deadline=deadline, loop=chosen[0].loop, allow_wire_features=allow_wire_features) as tryon:
         try:
             with recording(out, "serve", typed_command(), tryon.loop.identity) as run:
@@ -82,11 +82,24 @@ def command(
                     say=lambda text: console.print(text, highlight=False),
                 ):  # fmt: skip
                     console.print(_line(series), highlight=False)
-                    table.add_row(*_row(series))
+                    found.append(series)
         finally:
-            if table.row_count:
-                wide_console().print(table)
+            if found:
+                wide_console().print(_table(found))
     click.echo(f"record: {out}")
+
+
+def _table(found: list[Series]) -> Table:
+    """Curve by curve, though they were measured level by level."""
+    table = Table("loop", "ornaments", "load", "requests", "throughput /s", "p50 s", "p99 s", "U-Net batch", "failed")
+    curves = list(dict.fromkeys(_curve(series) for series in found))
+    for series in sorted(found, key=lambda series: curves.index(_curve(series))):
+        table.add_row(*_row(series))
+    return table
+
+
+def _curve(series: Series) -> tuple[str, str]:
+    return str(series.labels["loop"]), str(series.labels["ornaments"])
 
 
 def _load(series: Series) -> str:
@@ -106,12 +119,13 @@ def _row(series: Series) -> list[str]:
             f"{count:.0f} {name.removeprefix('errors.')}" for name, count in figures.items() if "errors." in name
         )
     cells = [_number(figures.get(name)) for name in ("throughput", "p50", "p99", "mean_unet_batch")]
-    return [str(series.labels["loop"]), str(series.labels["ornaments"]), load, counted, *cells, failed]
+    return [*_curve(series), load, counted, *cells, failed]
 
 
 def _line(series: Series) -> str:
-    _, _, load, counted, throughput, p50, p99, *_ = _row(series)
-    return f"  {load}: {counted} requests, {throughput}/s, p50 {p50} s, p99 {p99} s" if counted else f"  {load}"
+    loop, ornaments, load, counted, throughput, p50, p99, *_ = _row(series)
+    what = f"  {loop} loop, {ornaments}, {load}"
+    return f"{what}: {counted} requests, {throughput}/s, p50 {p50} s, p99 {p99} s" if counted else what
 
 
 def _number(value: float | None) -> str:
