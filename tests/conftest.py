@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 
 # Workers run side by side: with more threads than cores each, small operators wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +17,6 @@ from parure.image import Pixels
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew-golden", action="store_true", help="write the golden files anew instead of comparing")
-
-
-@pytest.fixture(scope="session")
-def stopped() -> Callable[[int], AbstractContextManager[None]]:
-    """`with stopped(pid)`: the process is frozen, as a host is that hangs."""
-
-    @contextmanager
-    def frozen(pid: int) -> Iterator[None]:
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    return frozen
 
 
 @pytest.fixture(scope="session")

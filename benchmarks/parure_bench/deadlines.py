@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from parure.executor import Arrays
 from parure.shared_tensors import SharedMemory
 from parure.triton import TritonExecutor
 from parure_bench.environment import environment
+from parure_bench.stopped import stopped
 from parure_export.demo.showcase import prepared_bundle
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -118,15 +116,6 @@ def inputs_of(executor: TritonExecutor) -> Arrays:
 
 def slow_model() -> Path:
     return Path(__file__).with_name("slow_model.py")
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def show(overruns: list[Overrun]) -> None:

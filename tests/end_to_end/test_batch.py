@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from PIL import Image
 import parure
 from parure.batch.batch import Plan, run_batch
 from parure.image import Pixels
+from parure_bench.stopped import stopped
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -332,18 +332,18 @@ def test_servers_restarted_in_turn_cost_no_job(times: int, fleet: Fleet, picture
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_server_that_freezes_costs_no_job_and_no_deadline(
-    scheme: str, fleet: Fleet, pictures: Path, stopped: Any, monkeypatch: pytest.MonkeyPatch
+    scheme: str, fleet: Fleet, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parure.batch.endpoint.SILENCE", 1.0)
     monkeypatch.setattr("parure.batch.endpoint._PROBE_SECONDS", 2.0)
     jobs, out = job_file(pictures, 100), pictures / "out"
     urls = tuple(getattr(server.addresses, scheme) for server in fleet.servers)
-    with ThreadPoolExecutor(1) as pool, ExitStack() as frozen:
+    with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(run_batch, Plan(str(jobs), str(out), urls, deadline=600.0, quiet=True))
         while len(recorded(out)) < 20 and not batch.done():
             time.sleep(0.01)
-        frozen.enter_context(stopped(fleet.servers[0].pid))
-        summary = batch.result(120)
+        with stopped(fleet.servers[0].pid):
+            summary = batch.result(120)
     assert summary.ok and summary.done == 100 and all(summary.endpoints.values())
 
 

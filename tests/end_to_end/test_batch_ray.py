@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from parure.batch.batch import Plan, run_batch
 from parure.image import Pixels
+from parure_bench.stopped import stopped
 from parure_triton.options import RepositoryOptions
 from parure_triton.repository import write_repository
 from parure_triton.server import EmbeddedServer
@@ -126,16 +126,15 @@ def test_a_server_that_freezes_costs_no_job_and_no_deadline(
     photo: Pixels,
     ornament: Pixels,
     tmp_path: Path,
-    stopped: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("parure.batch.endpoint.SILENCE", 1.0)
     monkeypatch.setattr("parure.batch.endpoint._PROBE_SECONDS", 2.0)
     jobs, out = job_file(tmp_path, photo, ornament, 80), tmp_path / "out"
     urls = (server.addresses.grpc, second.addresses.grpc)
-    with ThreadPoolExecutor(1) as pool, ExitStack() as frozen:
+    with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(run_batch, Plan(str(jobs), str(out), urls, engine="ray", deadline=600.0, quiet=True))
         wait_for(out, 20)
-        frozen.enter_context(stopped(second.pid))
-        summary = batch.result(120)
+        with stopped(second.pid):
+            summary = batch.result(120)
     assert summary.ok and summary.done == 80 and all(summary.endpoints.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ import stamina
 from parure.errors import DeadlineExceeded
 from parure.shared_tensors import SharedMemory
 from parure.triton import TritonExecutor
+from parure_bench.stopped import stopped
 from parure_triton.server import EmbeddedServer
 
 DEADLINE = 0.5
@@ -21,7 +21,6 @@ MARGIN = 5.0  # for a busy machine: who waits for the server itself takes longer
 SLOW = 9  # as in models/misbehaving.py: longer than the deadline of a call
 WAYS = ["grpc", "http", "grpc shared", "http shared"]
 T = TypeVar("T")
-Stopped = Callable[[int], AbstractContextManager[None]]
 
 
 def unet_inputs(way: int = 0) -> dict[str, np.ndarray]:
@@ -45,10 +44,7 @@ def ends_in_time(call: Callable[[], object]) -> None:
 
 def patiently(call: Callable[[], T]) -> T:
     """What was asked for meanwhile comes first, and machines are busy."""
-    for attempt in stamina.retry_context(on=DeadlineExceeded, attempts=20, wait_initial=0.5, wait_max=0.5):
-        with attempt:
-            return call()
-    raise AssertionError
+    return stamina.retry(on=DeadlineExceeded, attempts=20, wait_initial=0.5, wait_max=0.5)(call)()
 
 
 def check_answers(executor: TritonExecutor) -> None:
@@ -57,7 +53,7 @@ def check_answers(executor: TritonExecutor) -> None:
 
 
 def test_every_call_to_a_stopped_server_ends(
-    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer, stopped: Stopped
+    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer
 ) -> None:
     with patiently(open_executor) as executor:
         check_answers(executor)
@@ -74,7 +70,7 @@ def test_every_call_to_a_stopped_server_ends(
 
 
 def test_closing_does_not_wait_for_a_stopped_server(
-    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer, stopped: Stopped
+    open_executor: Callable[[], TritonExecutor], misbehaving: EmbeddedServer
 ) -> None:
     executor = patiently(open_executor)
     with stopped(misbehaving.pid):

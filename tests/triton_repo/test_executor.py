@@ -10,9 +10,8 @@ import signal
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,8 @@ from parure.onnx_executor import OnnxExecutor
 from parure.solver import Solver
 from parure.triton import TritonExecutor
 from parure.triton_transport import Transport, open_transport
+from parure_bench.stopped import stopped
 from parure_triton.server import EmbeddedServer
-
-Stopped = Callable[[int], AbstractContextManager[None]]
 
 
 def unet_inputs(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -105,7 +103,7 @@ def test_arrays_that_are_not_contiguous_travel_right(executor: TritonExecutor, i
 
 
 def test_concurrent_requests_meet_in_a_batch_and_get_their_own_answers(
-    executor: TritonExecutor, server: EmbeddedServer, in_process: OnnxExecutor, stopped: Stopped
+    executor: TritonExecutor, server: EmbeddedServer, in_process: OnnxExecutor
 ) -> None:
     batches = [1, 1, 2, 1, 1, 2]
     before = executions(server, "unet")

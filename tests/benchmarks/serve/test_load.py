@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from parure.errors import DeadlineExceeded, ServerUnavailable
+from parure.tryon import Where
 from parure.wire import Timings, Wire
 from parure_bench.serve.levels import Contender, Curve, Extent, level, measured
 from parure_bench.serve.load import closed_loop, open_loop
@@ -102,11 +103,15 @@ def test_without_rates_shares_of_the_highest_throughput_are_offered() -> None:
 
 def test_each_level_is_measured_for_all_curves_before_the_next_one() -> None:
     done: list[str] = []
-    curves = [Curve("server", "warm"), Curve("client", "warm")]
-    contenders = [
-        Contender(curve, lambda n, loop=curve.loop: done.append(loop) or answered(0.005), lambda: done.append("ready"))  # type: ignore[misc, func-returns-value]
-        for curve in curves
-    ]
+
+    def contender(loop: Where) -> Contender:
+        def ask(number: int) -> Any:
+            done.append(loop)
+            return answered(0.005)
+
+        return Contender(Curve(loop, "warm"), ask, ready=lambda: done.append("ready"))
+
+    contenders = [contender("server"), contender("client")]
     series = list(measured(contenders, lambda: True, Extent((2, 1), (50.0, 20.0), 0.1, 0), lambda: None))
     order = [(s.labels["loop"], s.labels.get("concurrency", s.labels.get("rate"))) for s in series if s.samples]
     assert order == [(loop, load) for load in (1, 2, 20.0, 50.0) for loop in ("server", "client")]
